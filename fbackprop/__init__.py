@@ -1,0 +1,33 @@
+"""fbackprop: backpropagation you can read, check and change.
+
+Public names are loaded on first use (PEP 562), so that `fbackprop --help` never imports jax.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "layer": "Layer State Next Static split merge paths graft",
+    "compose": "chain skip map_layers replace_rules inference predict vjp value_and_grad auto_value_and_grad as_custom_vjp",
+    "layers.dense": "dense",
+    "layers.elementwise": "identity relu leaky_relu sigmoid tanh gelu silu softplus elu",
+    "layers.softmax": "softmax",
+    "layers.shape": "flatten",
+    "layers.function": "from_function",
+    "losses": "mse half_squared_error softmax_cross_entropy",
+    "train.step": "make_step update",
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'fbackprop' has no attribute {name!r}")
+    return getattr(import_module(f"fbackprop.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -1,0 +1,219 @@
+"""Rules compose into one reverse chain; what is done with a chain (gradients, custom_vjp, inference) is a function on it."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from .dtypes import is_floating
+from .errors import at, expect, expect_like
+from .layer import Layer, Tree, join, merge, split
+
+Rewrite = Callable[[Layer], Layer]
+
+
+def chain(*layers: Layer) -> Layer:
+    """Runs `layers` one after the other; the backward walks back. params: a tuple, one tree per layer."""
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        params = []
+        for i, (layer, k) in enumerate(zip(layers, jax.random.split(key, len(layers)))):
+            with at(i, layer):
+                params.append(layer.init(k, x))
+                x, _ = jax.eval_shape(layer.forward, params[-1], x)
+        return tuple(params)
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        _expect_parts(params, layers)
+        residuals = []
+        for i, layer in enumerate(layers):
+            with at(i, layer):
+                x, kept = layer.forward(params[i], x)
+                residuals.append(kept)
+        return x, tuple(residuals)
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        grads = []
+        for i, layer in reversed(list(enumerate(layers))):
+            with at(i, layer):
+                dparams, dy = layer.backward(params[i], residuals[i], dy)
+                grads.append(dparams)
+        return tuple(reversed(grads)), dy
+
+    name = f"chain({', '.join(layer.name for layer in layers)})"
+    return Layer(name, init, forward, backward, parts=layers, rebuild=lambda parts: chain(*parts))
+
+
+def skip(layer: Layer) -> Layer:
+    """y = x + layer(x) on floating leaves, other leaves pass through. params: a tuple of one tree."""
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        with at(0, layer):
+            params = layer.init(key, x)
+            y, _ = jax.eval_shape(layer.forward, params, x)
+        expect_like(y, jax.eval_shape(lambda: x), "y of a layer inside skip")
+        return (params,)
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        _expect_parts(params, (layer,))
+        with at(0, layer):
+            y, residuals = layer.forward(params[0], x)
+        expect_like(y, x, "y of a layer inside skip")
+        return jax.tree.map(lambda a, b: a + b if is_floating(a) else a, x, y), residuals
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        with at(0, layer):
+            dparams, dx = layer.backward(params[0], residuals, dy)
+        return (dparams,), jax.tree.map(jnp.add, dy, dx)  # x was used twice: its cotangents add
+
+    return Layer(f"skip({layer.name})", init, forward, backward, parts=(layer,), rebuild=lambda parts: skip(*parts))
+
+
+def _expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
+    ok = isinstance(params, tuple) and len(params) == len(layers)
+    expect(ok, "params", f"a tuple of {len(layers)} trees, one per layer", params,
+           "Were they made by this network's own init, or graft()ed?", TypeError)
+
+
+def map_layers(net: Layer, fn: Rewrite) -> Layer:
+    """`fn` on every layer of `net`, children first, the root included."""
+    return replace_rules(net, None, fn)
+
+
+def replace_rules(net: Layer, where: str | None, fn: Rewrite) -> Layer:
+    """`fn` on the layers whose path matches the glob `where`: `2` that layer, `2/*` all below it, `""` the root.
+
+    Raises ValueError when nothing matches. None matches everything.
+    """
+    seen: dict[str, bool] = {}
+
+    def walk(layer: Layer, path: str) -> Layer:
+        if layer.parts and layer.rebuild is not None:
+            parts = tuple(walk(part, f"{path}/{i}" if path else str(i)) for i, part in enumerate(layer.parts))
+            if any(new is not old for new, old in zip(parts, layer.parts)):
+                layer = layer.rebuild(parts)
+        seen[path] = where is None or fnmatchcase(path, where)
+        return fn(layer) if seen[path] else layer
+
+    rewritten = walk(net, "")
+    expect(any(seen.values()), f"rules pattern {where!r}", f"a match among the layers {sorted(seen)}", "none")
+    return rewritten
+
+
+def inference(net: Layer) -> Layer:
+    """Every layer replaced by its twin out of training; the params stay, and so does the backward pass."""
+    return map_layers(net, lambda layer: layer.inference or layer)
+
+
+def predict(net: Layer) -> Callable[[Tree, Any], Any]:
+    """`(params, x) -> y`: the forward without what it keeps."""
+    return lambda params, x: net.forward(params, x)[0]
+
+
+def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tree, Any]]]:
+    """Mirrors `jax.vjp`: `(y, pullback)`, `pullback(dy) -> (dparams, dx)`."""
+    y, residuals = net.forward(params, x)
+
+    def pullback(dy: Any) -> tuple[Tree, Any]:
+        expect_like(dy, y, "dy")
+        return net.backward(params, residuals, dy)
+
+    return y, pullback
+
+
+def objective(net: Layer, loss: Layer | None = None) -> Layer:
+    """The Layer from a batch to its scalar value: `net` then `loss` on `(y, target)`; params are the net's."""
+    if loss is None:
+        return net
+
+    def forward(params: Tree, batch: Any) -> tuple[Any, Any]:
+        ok = isinstance(batch, (tuple, list)) and len(batch) == 2
+        expect(ok, "batch", "a pair (x, target)", batch, error=TypeError)
+        y, kept = net.forward(params, batch[0])
+        with at("loss", loss):
+            value, kept_by_loss = loss.forward((), (y, batch[1]))
+        return value, (kept, kept_by_loss)
+
+    def backward(params: Tree, residuals: Any, dvalue: Any) -> tuple[Tree, Any]:
+        kept, kept_by_loss = residuals
+        with at("loss", loss):
+            _, (dy, dtarget) = loss.backward((), kept_by_loss, dvalue)
+        dparams, dx = net.backward(params, kept, dy)
+        return dparams, (dx, dtarget)
+
+    return Layer(f"{net.name} -> {loss.name}", lambda key, batch: net.init(key, batch[0]), forward, backward)
+
+
+ValueAndGrad = Callable[..., tuple[jax.Array, Tree]]
+
+
+def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Rewrite] | None = None) -> ValueAndGrad:
+    """The scalar value and its gradients by the hand-written chain: `(params, batch, seed=1.0) -> (value, grads)`.
+
+    `loss` is None for a net that ends in its loss. `rules` maps layer path patterns to rewrites of the layers found there.
+    `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
+    Raises TypeError for a wrong structure of params or batch, ValueError for shapes, dtypes and a value that is no scalar.
+    """
+    for where, fn in (rules or {}).items():
+        net = replace_rules(net, where, fn)
+    whole = objective(net, loss)
+
+    def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+        value, residuals = whole.forward(params, batch)
+        _expect_scalar(value)
+        grads, _ = whole.backward(params, residuals, jnp.asarray(seed, value.dtype))
+        return value, grads
+
+    return run
+
+
+def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
+    """The same forward under `jax.value_and_grad`: the other arm of every comparison. State's successors come from the chain."""
+    whole, by_hand = objective(net, loss), value_and_grad(net, loss)
+
+    def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+        trainable, state = split(params)
+
+        def value_of(trainable: Tree) -> tuple[jax.Array, jax.Array]:
+            value, _ = whole.forward(merge(trainable, state), batch)
+            _expect_scalar(value)
+            return value * jnp.asarray(seed, value.dtype), value
+
+        (_, value), gradients = jax.value_and_grad(value_of, has_aux=True)(trainable)
+        if not jax.tree.leaves(state):
+            return value, gradients
+        _, successors = split(by_hand(params, batch, seed)[1])  # the gradients beside them are dead code under jit
+        return value, join(gradients, successors)
+
+    return run
+
+
+def _expect_scalar(value: Any) -> None:
+    expect(jnp.shape(value) == () and is_floating(value), "value", "one floating scalar", value,
+           "Pass the loss: value_and_grad(net, loss)")
+
+
+def as_custom_vjp(net: Layer) -> Callable[[Tree, Any], Any]:
+    """`f(params, x) -> y` with the hand-written rule inside, for anybody's `jax.grad` program.
+
+    State is read, never advanced: differentiate the trainable half, `jax.grad(lambda t: g(f(merge(t, state), x)))`.
+    """
+
+    @jax.custom_vjp
+    def f(params: Tree, x: Any) -> Any:
+        return net.forward(params, x)[0]
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        y, residuals = net.forward(params, x)
+        return y, (params, residuals)
+
+    def backward(kept: Any, dy: Any) -> tuple[Tree, Any]:
+        dy = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, dy)
+        dparams, dx = net.backward(*kept, dy)
+        return split(dparams)[0], dx
+
+    f.defvjp(forward, backward)
+    return f

@@ -1,0 +1,35 @@
+"""Which leaves a gradient flows through, and the dtype sums are taken in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_floating(leaf: Any) -> bool:
+    """True for arrays, specs and Python numbers that a gradient can flow through."""
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """float32 for anything narrower, else `dtype` itself."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """`x` in the dtype its reductions and curved functions are computed in."""
+    return x.astype(wide_dtype(x.dtype))
+
+
+def partition(tree: Any) -> tuple[Any, Any]:
+    """(floating leaves, the others): the whole structure each, None where the other's leaves stood."""
+    floats = jax.tree.map(lambda a: a if is_floating(a) else None, tree)
+    others = jax.tree.map(lambda a: None if is_floating(a) else a, tree)
+    return floats, others
+
+
+def combine(floats: Any, others: Any) -> Any:
+    """The inverse of `partition`."""
+    return jax.tree.map(lambda a, b: b if a is None else a, floats, others, is_leaf=lambda a: a is None)

@@ -1,0 +1,71 @@
+"""dense: an affine map of the last axis.
+
+Shapes    x (..., I), w (I, O), b (O,), y (..., O)
+Dtypes    floating, all equal; products accumulate in float32 when inputs are narrower
+Units     none
+Forward   y = x w + b
+Backward  dw = sum over leading axes of x^T dy; db = sum over leading axes of dy; dx = dy w^T
+Keeps     x (its size): dw needs it, and it is usually the previous layer's output, stored anyway
+At kinks  none: linear in x, in w and in b
+Raises    TypeError: params without w, b; ValueError: x of another width or dtype, features < 1
+Source    elementary; derivation in docs/derivations/dense.md
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+
+from ..dtypes import wide_dtype
+from ..errors import expect, expect_floating, expect_params
+from ..layer import Layer, Tree
+
+Initializer = Callable[..., jax.Array]
+
+
+def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
+    """y = x w + b. x (..., I) -> y (..., features); params {"w": (I, features), "b": (features,)}, no "b" with bias=False.
+
+    `w_init` and `b_init` are `jax.nn.initializers`: He normal (right before relu) and zeros unless given;
+    Xavier (`glorot_uniform`) is right before tanh and sigmoid.
+    """
+    ok = isinstance(features, int) and not isinstance(features, bool) and features >= 0
+    expect(ok, "dense features", "a whole number", repr(features))
+    w_init = w_init or jax.nn.initializers.he_normal()
+    b_init = b_init or jax.nn.initializers.zeros
+    names = ("w", "b") if bias else ("w",)
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        expect_floating(x=x)
+        expect(x.ndim >= 1, "x", "at least one axis", x)
+        w_key, b_key = jax.random.split(key)
+        shape = (x.shape[-1], features)
+        w = w_init(w_key, shape, x.dtype) if min(shape) else jnp.zeros(shape, x.dtype)  # He divides by the width
+        return {"w": w, "b": b_init(b_key, (features,), x.dtype)} if bias else {"w": w}
+
+    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        expect_params(params, *names)
+        expect_floating(x=x, **params)
+        w = params["w"]
+        expect(w.ndim == 2 and w.shape[1] == features, "w", f"(I, {features})", w)
+        expect(x.ndim >= 1 and x.shape[-1] == w.shape[0], "x", f"a last axis of {w.shape[0]}, the rows of w", x,
+               "Was init given x of another shape, or is a flatten() missing?")
+        y = jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype))  # (..., O)
+        if bias:
+            expect(params["b"].shape == (features,), "b", f"({features},)", params["b"])
+            y = y + jnp.broadcast_to(params["b"].astype(y.dtype), y.shape)
+        return y.astype(x.dtype), x
+
+    def backward(params: Tree, x: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
+        w, acc = params["w"], wide_dtype(x.dtype)
+        leading = tuple(range(x.ndim - 1))
+        dw = jnp.tensordot(x, dy, (leading, leading), preferred_element_type=acc).astype(x.dtype)  # (I, O)
+        dx = jnp.matmul(dy, w.T, preferred_element_type=acc).astype(x.dtype)  # (..., I)
+        if not bias:
+            return {"w": dw}, dx
+        db = jnp.sum(dy, axis=leading, dtype=acc).astype(x.dtype)  # (O,): the visible sum of the broadcast
+        return {"w": dw, "b": db}, dx
+
+    return Layer(f"dense({features}{'' if bias else ', bias=False'})", init, forward, backward)

@@ -1,0 +1,46 @@
+"""softmax: positive numbers that sum to 1 along the last axis.
+
+Shapes    x (..., V), y (..., V)
+Dtypes    floating; computed in float32 when x is narrower
+Units     probabilities
+Forward   y = exp(x - max x) / sum exp(x - max x)
+Backward  dx = y (dy - sum(y dy)): the Jacobian is diag(y) - y y^T
+Keeps     y (its size): the Jacobian is a function of y alone
+At kinks  none: the maximum that is subtracted cancels
+Raises    TypeError: params that are not (); ValueError: x not floating, no axis, an axis of size 0
+Source    Bridle 1990; derivation in docs/derivations/softmax.md
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..dtypes import wide
+from ..errors import expect, expect_floating, expect_params
+from ..layer import Layer, Tree
+
+
+def softmax() -> Layer:
+    """y = exp(x) / sum(exp(x)) over the last axis. Before a cross-entropy use `softmax_cross_entropy` on the logits instead."""
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        expect_floating(x=x)
+        return ()
+
+    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        expect_params(params)
+        expect_floating(x=x)
+        expect(x.ndim >= 1 and x.shape[-1] > 0, "x", "a last axis of size at least 1", x)
+        y = jax.nn.softmax(wide(x), axis=-1).astype(x.dtype)
+        return y, y
+
+    def backward(params: Tree, y: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
+        y, dtype = wide(y), dy.dtype
+        dy = wide(dy)
+        mean = jnp.sum(y * dy, axis=-1, keepdims=True)  # (..., 1): the rank-one term
+        return (), (y * (dy - jnp.broadcast_to(mean, y.shape))).astype(dtype)
+
+    return Layer("softmax()", init, forward, backward)
