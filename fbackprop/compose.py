@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,7 +172,7 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
 
 
 def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
-    """The same forward under `jax.value_and_grad`: the other arm of every comparison. State's successors come from the chain."""
+    """The same forward under `jax.value_and_grad`: the other arm of every comparison. Next comes from the chain."""
     whole, by_hand = objective(net, loss), value_and_grad(net, loss)
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:

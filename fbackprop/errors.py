@@ -5,8 +5,9 @@ Raised while tracing, so that a wrong shape never reaches the device. Structure 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp

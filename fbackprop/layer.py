@@ -9,8 +9,9 @@ integer or bool leaf is None. In `dparams` a `State(value)` has become `Next(val
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, TypeAlias
 
 import chex
 import jax
@@ -18,7 +19,7 @@ from jax import tree_util
 
 from .errors import expect, show
 
-Tree = chex.ArrayTree
+Tree: TypeAlias = chex.ArrayTree
 
 
 @dataclass(frozen=True)

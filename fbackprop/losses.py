@@ -17,8 +17,9 @@ Source    elementary; derivation in docs/derivations/losses.md
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -13,7 +13,8 @@ Source    elementary; derivation in docs/derivations/dense.md
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -27,8 +27,9 @@ Source    elementary; gelu: Hendrycks and Gimpel 2016, section 2; silu: the same
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import pi, sqrt
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

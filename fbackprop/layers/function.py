@@ -13,7 +13,8 @@ Source    the documentation of jax.vjp
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import optax
@@ -34,9 +35,10 @@ def update(tx: Any, params: Tree, grads: Tree, opt_state: Any, **extra: Any) -> 
 def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, Any], jax.Array] | None = None) -> Step:
     """`step(params, opt_state, batch) -> (params, opt_state, metrics)`, jitted; params and opt_state are donated.
 
-    value_and_grad: `fbackprop.value_and_grad(net, loss)` or `auto_value_and_grad(net, loss)`: the backward pass is this argument.
+    value_and_grad: `value_and_grad(net, loss)` or `auto_value_and_grad(net, loss)`: the backward pass is this argument.
     tx: any optax transformation. value_fn: `(params, batch) -> value` for those with a line search, differentiable by jax:
-    build it on `as_custom_vjp`. metrics: loss, grad_norm (before any clipping in tx), update_norm, param_norm (after the step).
+    build it on `as_custom_vjp`.
+    metrics: loss, grad_norm (before any clipping in tx), update_norm, param_norm (after the step).
     """
 
     def step(params: Tree, opt_state: Any, batch: Any) -> tuple[Tree, Any, Metrics]:
