@@ -15,7 +15,7 @@ def is_floating(leaf: Any) -> bool:
 
 def wide_dtype(dtype: Any) -> Any:
     """float32 for anything narrower, else `dtype` itself."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def wide(x: jax.Array) -> jax.Array:

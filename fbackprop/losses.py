@@ -8,7 +8,8 @@ Units     mse: mean over every element; half_squared_error: half the sum over ev
 Forward   mse = sum (y - t)^2 / N; half_squared_error = sum (y - t)^2 / 2; softmax_cross_entropy = mean of -sum t log p
 Backward  2 (y - t) / N; y - t; (p - t) / N, with p sum(t) for p where probabilities do not sum to 1; times dvalue.
           The target's cotangent is that of a function of two arguments: t - y, or -log p
-Keeps     the difference; for cross-entropy the logits, the target and one log-sum-exp a row: p is made again from them
+Keeps     the difference; for cross-entropy the logits, the target and two numbers a row, max and log-sum-exp beyond it:
+          p is made again from them
 At kinks  none
 Raises    TypeError: no pair; ValueError: shapes that would broadcast, dtypes, an empty mean. A class number outside 0..V-1
           gives NaN, in the value and in its row of the gradient: values cannot raise inside jit
@@ -82,30 +83,32 @@ def softmax_cross_entropy() -> Layer:
         expect(logits.ndim >= 1 and logits.size > 0, "logits", "(..., V) with at least one row and one class", logits,
                "Is the batch empty?")
         x = wide(logits)
-        lse = jax.nn.logsumexp(x, axis=-1)  # (...)
+        top = jax.lax.stop_gradient(jnp.max(x, axis=-1))  # (...); subtracted first, or a common offset would eat the digits
+        x = x - _column(top, x)
+        log_sum = jnp.log(jnp.sum(jnp.exp(x), axis=-1))  # (...)
         if is_floating(target):
             expect_floating(logits=logits, target=target)
             expect(target.shape == logits.shape, "target", f"probabilities of shape {logits.shape}", target)
-            rows = jnp.sum(wide(target) * (_column(lse, x) - x), axis=-1)
+            rows = jnp.sum(wide(target) * (_column(log_sum, x) - x), axis=-1)
         else:
             expect(jnp.issubdtype(target.dtype, jnp.integer), "target", "class numbers or probabilities", target)
             expect(target.shape == logits.shape[:-1], "target", f"class numbers of shape {logits.shape[:-1]}", target,
                    "One-hot targets must be floating")
-            rows = lse - jnp.sum(jnp.where(_one_hot(target, x), x, 0), axis=-1)
+            rows = log_sum - jnp.sum(jnp.where(_one_hot(target, x), x, 0), axis=-1)
             rows = jnp.where(_legal(target, x), rows, jnp.nan)
-        return jnp.mean(rows), (logits, lse, target)
+        return jnp.mean(rows), (logits, target, top, log_sum)
 
     def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
-        logits, lse, target = residuals
+        logits, target, top, log_sum = residuals
         x = wide(logits)
-        scale = dvalue / prod(lse.shape)
-        p = jnp.exp(x - _column(lse, x))  # (..., V)
+        minus_log_p = _column(log_sum, x) - (x - _column(top, x))  # (..., V)
+        p, scale = jnp.exp(-minus_log_p), dvalue / prod(log_sum.shape)
         if is_floating(target):
             t = wide(target)
             mass = _column(jnp.sum(t, axis=-1), x)  # 1 for probabilities, but the rule holds for any target
-            dtarget = ((_column(lse, x) - x) * scale).astype(target.dtype)
+            dtarget = (minus_log_p * scale).astype(target.dtype)
             return (), (((p * mass - t) * scale).astype(logits.dtype), dtarget)
-        dx = (p - _one_hot(target, x)) * jnp.where(_column(_legal(target, x), x), scale, jnp.nan)
+        dx = jnp.where(_one_hot(target, x), p - 1, p) * jnp.where(_column(_legal(target, x), x), scale, jnp.nan)
         return (), (dx.astype(logits.dtype), None)
 
     return Layer("softmax_cross_entropy()", _no_params, forward, backward)

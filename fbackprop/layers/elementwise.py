@@ -1,7 +1,7 @@
 """elementwise: one function on every element, all in one table.
 
 Shapes    x (...), y (...)
-Dtypes    floating; computed in float32 when x is narrower
+Dtypes    floating; f of several steps and every derivative are computed in float32 when x is narrower
 Units     none
 Forward   y = f(x)
 Backward  dx = f'(x) dy, f' written from x or from y
@@ -10,19 +10,19 @@ At kinks  relu'(0) = 0, leaky_relu'(0) = 1, elu'(0) = alpha, as jax.nn has them;
           is another function at 0: autodiff gives it one half there
 Raises    TypeError: params that are not (); ValueError: x not floating, slope <= 0, alpha <= 0
 Source    elementary; gelu: Hendrycks and Gimpel 2016, section 2; silu: the same, section 2 (as SiLU);
-          elu: Clevert, Unterthiner and Hochreiter 2015, eq. 15; derivation in docs/derivations/elementwise.md
+          elu: Clevert, Unterthiner and Hochreiter 2015, section 3; derivation in docs/derivations/elementwise.md
 
 | name       | f                             | f'                             | largest f'           |
 |------------|-------------------------------|--------------------------------|----------------------|
 | identity   | x                             | 1                              | 1                    |
 | relu       | max(x, 0)                     | 1 if y > 0 else 0              | 1                    |
-| leaky_relu | x if x >= 0 else slope x      | 1 if y >= 0 else slope         | 1                    |
+| leaky_relu | x if x >= 0 else slope x      | 1 if y >= 0 else slope         | max(1, slope)        |
 | sigmoid    | 1 / (1 + exp(-x))             | y (1 - y)                      | 1/4, at 0            |
 | tanh       | tanh x                        | 1 - y^2                        | 1, at 0              |
 | gelu       | x Phi(x), or its tanh form    | see below                      | 1.13, near sqrt(2)   |
 | silu       | x s, s = sigmoid(x)           | s (1 + x (1 - s))              | 1.10, near 2.4       |
 | softplus   | log(1 + exp x)                | sigmoid(x) = 1 - exp(-y)       | 1, towards infinity  |
-| elu        | x if x > 0 else a (exp x - 1) | 1 if y > 0 else y + a          | 1 (a = 1)            |
+| elu        | x if x > 0 else a (exp x - 1) | 1 if y > 0 else y + a          | max(1, a)            |
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ class Function(NamedTuple):
     keeps: str  # "x", "y" or ""
 
 
+def _widely(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """For an f of several steps: rounded once, at the end. One primitive is rounded once anyway."""
+    return lambda x, *option: f(wide(x), *option).astype(x.dtype)
+
+
+@_widely
 def _gelu(x: jax.Array, approximate: bool) -> jax.Array:
     if approximate:
         return 0.5 * x * (1 + jnp.tanh(sqrt(2 / pi) * (x + 0.044715 * x**3)))
@@ -74,9 +80,9 @@ TABLE: dict[str, Function] = {
     "sigmoid": Function(lax.logistic, lambda y: y * (1 - y), "y"),
     "tanh": Function(jnp.tanh, lambda y: (1 - y) * (1 + y), "y"),
     "gelu": Function(_gelu, _dgelu, "x"),
-    "silu": Function(lambda x: x * lax.logistic(x), _dsilu, "x"),
-    "softplus": Function(lambda x: jnp.logaddexp(x, 0), lambda y: -jnp.expm1(-y), "y"),
-    "elu": Function(lambda x, a: jnp.where(x > 0, x, a * jnp.expm1(jnp.minimum(x, 0))),
+    "silu": Function(_widely(lambda x: x * lax.logistic(x)), _dsilu, "x"),
+    "softplus": Function(_widely(lambda x: jnp.logaddexp(x, 0)), lambda y: -jnp.expm1(-y), "y"),
+    "elu": Function(lambda x, a: jnp.where(x > 0, x, a * jnp.expm1(jnp.where(x > 0, 0, x))),
                     lambda y, a: jnp.where(y > 0, 1, y + a), "y"),
 }
 
@@ -91,7 +97,7 @@ def _elementwise(function: str, *option: Any, name: str | None = None) -> Layer:
     def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, Any]:
         expect_params(params)
         expect_floating(x=x)
-        y = row.f(wide(x), *option).astype(x.dtype)
+        y = row.f(x, *option)
         return y, {"x": x, "y": y, "": ()}[row.keeps]
 
     def backward(params: Tree, kept: Any, dy: jax.Array) -> tuple[Tree, jax.Array]:
@@ -116,7 +122,10 @@ def relu() -> Layer:
 
 
 def leaky_relu(slope: float = 0.01) -> Layer:
-    """y = x for x >= 0, slope x below; derivative 1 at 0. ValueError unless slope > 0 (its backward reads the sign of y)."""
+    """y = x for x >= 0, slope x below; derivative 1 at 0. ValueError unless slope > 0.
+
+    The backward reads the sign of y: where slope x underflows to zero (float16: -3e-6 < x < 0) it takes the derivative for 1.
+    """
     expect(slope > 0, "leaky_relu slope", "a number > 0", repr(slope), "relu() is the one with slope 0")
     return _elementwise("leaky_relu", slope, name=f"leaky_relu({slope:g})")
 

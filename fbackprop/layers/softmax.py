@@ -5,7 +5,7 @@ Dtypes    floating; computed in float32 when x is narrower
 Units     probabilities
 Forward   y = exp(x - max x) / sum exp(x - max x)
 Backward  dx = y (dy - sum(y dy)): the Jacobian is diag(y) - y y^T
-Keeps     y (its size): the Jacobian is a function of y alone
+Keeps     y, in float32 when x is narrower: a rounded y does not sum to 1, and dx would be off by that
 At kinks  none: the maximum that is subtracted cancels
 Raises    TypeError: params that are not (); ValueError: x not floating, no axis, an axis of size 0
 Source    Bridle 1990; derivation in docs/derivations/softmax.md
@@ -34,13 +34,11 @@ def softmax() -> Layer:
         expect_params(params)
         expect_floating(x=x)
         expect(x.ndim >= 1 and x.shape[-1] > 0, "x", "a last axis of size at least 1", x)
-        y = jax.nn.softmax(wide(x), axis=-1).astype(x.dtype)
-        return y, y
+        y = jax.nn.softmax(wide(x), axis=-1)
+        return y.astype(x.dtype), y
 
     def backward(params: Tree, y: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
-        y, dtype = wide(y), dy.dtype
-        dy = wide(dy)
-        mean = jnp.sum(y * dy, axis=-1, keepdims=True)  # (..., 1): the rank-one term
-        return (), (y * (dy - jnp.broadcast_to(mean, y.shape))).astype(dtype)
+        mean = jnp.sum(y * wide(dy), axis=-1, keepdims=True)  # (..., 1): the rank-one term
+        return (), (y * (wide(dy) - jnp.broadcast_to(mean, y.shape))).astype(dy.dtype)
 
     return Layer("softmax()", init, forward, backward)

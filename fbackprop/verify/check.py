@@ -1,0 +1,153 @@
+"""The checks people call: a Layer, a network, a loss, anybody's pair (fn, gradient fn), anybody's custom_vjp function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from ..compose import objective, replace_rules
+from ..dtypes import is_floating
+from ..layer import Layer, Tree, is_carried, merge, split
+from .oracles import Oracles, Point
+from .planted import nearest_bug
+from .subject import Subject, WrongStructure, cast, function_subject, layer_subject
+from .verdict import Finding, Report, judge, judge_narrow, judge_single
+
+DTYPES = ("float64", "float32")
+
+
+def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int = 0, dtypes: Sequence[str] = DTYPES,
+                hints: bool = True) -> Report:
+    """Judges the rule of `layer` at `x`, params and a random cotangent, by every oracle, in each dtype.
+
+    x: arrays, or ShapeDtypeStructs, then normal numbers (zeros where integer) are drawn. params: the layer's own by default,
+    their trainable leaves replaced by normal numbers, for a bias of zeros hides mistakes. hints: name the nearest known mistake.
+    """
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        x = cast(draw(x, rng), np.float64)
+        params = draw_params(layer, x, rng) if params is None else cast(params, np.float64)
+        subject, theta, fixed = layer_subject(layer, params, x)
+        report = check_subject(subject, np.asarray(theta), fixed, rng, dtypes)
+        if hints and report.verdict == "WRONG":
+            nearest = nearest_bug(layer, params, x, rng)
+            named = lambda f: replace(f, hint=nearest.get(f.leaf, f.hint)) if f.verdict == "WRONG" else f
+            report = Report(tuple(map(named, report.findings)))
+    return report
+
+
+def check_loss(loss: Layer, y: Any, target: Any, **options: Any) -> Report:
+    """`check_layer` of a loss at (y, target): arrays or specs."""
+    return check_layer(loss, (y, target), (), **options)
+
+
+def check_network(net: Layer, loss: Layer | None, params: Tree, batch: Any, *, seed: int = 0,
+                  dtypes: Sequence[str] = DTYPES) -> Report:
+    """Judges the whole reverse chain on a batch; where it is WRONG, every layer alone at its own input, to name the culprit."""
+    report = check_layer(objective(net, loss), batch, params, seed=seed, dtypes=dtypes, hints=False)
+    if report.verdict != "WRONG":
+        return report
+    blamed: dict[str, Report] = {}
+    with jax.enable_x64(True):
+        inputs = recorded(net, *cast((params, batch if loss is None else batch[0]), np.float64))
+    for path, layer, layer_params, x in inputs:
+        if any(other.startswith(f"{path}/" if path else "") for other in blamed):
+            continue  # a part of it is wrong already
+        found = check_layer(layer, x, layer_params, seed=seed, dtypes=DTYPES[:1])
+        if found.verdict == "WRONG":
+            blamed[path] = Report(tuple(replace(f, layer=f"{path} {f.layer}") for f in found.findings if f.verdict == "WRONG"))
+    return sum(blamed.values(), Report(())) if blamed else report
+
+
+def check_gradient(fn: Callable, gradient_fn: Callable | None, *args: Any, argnums: int = 0, seed: int = 0) -> Report:
+    """Judges `gradient_fn(*args)` as the gradient of the scalar `fn(*args)` in its argument `argnums`, in float64.
+
+    gradient_fn None: fn is a `custom_vjp` function of any output, judged by differences and Taylor order alone, since jax would
+    ask the very rule under test. fn may be a numpy function: then jax is no oracle either.
+    """
+    rng = np.random.default_rng(seed)
+    with jax.enable_x64(True):
+        subject, theta, fixed = function_subject(fn, gradient_fn, tuple(cast(arg, np.float64) for arg in args), argnums)
+        return check_subject(subject, np.asarray(theta), fixed, rng, ("float64",))
+
+
+def assert_rule(subject: Layer | Callable, *args: Any, **options: Any) -> None:
+    """For tests: AssertionError with the report unless nothing is WRONG. A Layer as `check_layer`, else as `check_gradient`."""
+    report = check_layer(subject, *args, **options) if isinstance(subject, Layer) else check_gradient(subject, *args, **options)
+    assert report.verdict != "WRONG", f"\n{report}"
+
+
+def check_subject(subject: Subject, theta: Any, fixed: Any, rng: np.random.Generator, dtypes: Sequence[str]) -> Report:
+    """Judges one Subject at one point with a random cotangent. Inside `jax.enable_x64(True)`."""
+    oracles = Oracles(subject, theta)
+    try:
+        size = jax.eval_shape(subject.f, theta, fixed).size
+        point = Point(theta, fixed, rng.standard_normal(size))
+        return check_point(oracles, point, rng, dtypes)
+    except WrongStructure as error:
+        return Report((Finding("WRONG", subject.name, "", "structure", "", hint=str(error)),))
+
+
+def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes: Sequence[str] = DTYPES) -> Report:
+    """Judges the rule of compiled oracles at one more point of the same shape. Raises WrongStructure."""
+    name, found = oracles.subject.name, []
+    evidence = oracles.evidence(point, rng)
+    for dtype in dtypes:
+        if dtype == "float64":
+            found += judge(oracles, evidence, oracles.rule(point), name)
+        elif dtype == "float32":
+            found += judge_single(oracles, evidence, oracles.rule(point.astype(np.float32)), name)
+        else:
+            narrow = point.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+            auto, _, _ = oracles.auto(narrow, rng)
+            truth, _, _ = oracles.auto(narrow.astype(np.float64), rng)
+            found += judge_narrow(oracles, dtype, oracles.rule(narrow), auto, truth, name)
+    return Report(tuple(found))
+
+
+def draw(x: Any, rng: np.random.Generator, always: bool = False) -> Any:
+    """Normal numbers for floating specs, zeros for integer ones; arrays as they are, unless `always`."""
+    def one(leaf: Any) -> Any:
+        if not (always or isinstance(leaf, jax.ShapeDtypeStruct)):
+            return leaf
+        return rng.standard_normal(leaf.shape) if is_floating(leaf) else np.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map(one, x)
+
+
+def draw_params(layer: Layer, x: Any, rng: np.random.Generator) -> Tree:
+    """The layer's own params with normal numbers in every trainable floating leaf."""
+    key, spec = jax.random.key(0), jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), x)
+    params = jax.eval_shape(layer.init, key, spec)
+    if any(is_carried(node) for node in jax.tree.leaves(params, is_leaf=is_carried)):
+        params = layer.init(key, spec)  # a State has to be a real one
+    trainable, state = split(params)
+    return merge(draw(trainable, rng, always=True), cast(state, np.float64))
+
+
+def recorded(net: Layer, params: Tree, x: Any) -> list[tuple[str, Layer, Tree, Any]]:
+    """(path, layer, params, input) of every layer in one forward run, parts before the whole."""
+    found: list[tuple[str, Layer, Tree, Any]] = []
+
+    def tap(path: str, layer: Layer) -> Layer:
+        def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+            found.append((path, layer, params, x))
+            return layer.forward(params, x)
+
+        return replace(layer, forward=forward)
+
+    for path, _ in layers_by_path(net):
+        replace_rules(net, path, lambda layer, path=path: tap(path, layer)).forward(params, x)
+    return found
+
+
+def layers_by_path(net: Layer, path: str = "") -> list[tuple[str, Layer]]:
+    """Every layer with its path, parts before the whole."""
+    inside = [row for i, part in enumerate(net.parts) for row in layers_by_path(part, f"{path}/{i}" if path else str(i))]
+    return [*inside, (path, net)]
+

@@ -1,0 +1,216 @@
+"""Independent sources of the right answer, measured once per point, for any Subject.
+
+    jax.vjp of the same forward; <dy, J v> by jax.jvp; central differences; the order of the Taylor remainder
+
+None of them sees the rule under test. `noise` is what rounding alone does to the oracle: the largest change of a leaf when
+every floating input, param and cotangent moves by one unit in the last place, up or down at random, in three draws; or the
+oracle's own error in float32 against float64, whichever is larger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from .subject import Subject, cast
+
+STEP = 1e-6  # of central differences, times max(1, |theta_i|)
+TAYLOR_STEPS = 4.0 ** -np.arange(3, 10)  # 1.6e-2 to 3.8e-6
+KINK_STEPS = 10.0 ** -np.arange(6, 1, -1)  # 1e-6 to 1e-2
+EPS = float(np.finfo(np.float64).eps)
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a gradient is taken: theta, what is fixed, and the cotangent of y."""
+
+    theta: Array
+    fixed: Any
+    dy: Array
+
+    def astype(self, dtype: Any) -> Point:
+        return Point(self.theta.astype(dtype), cast(self.fixed, dtype), self.dy.astype(dtype))
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the float64 oracles say at a point. Per leaf l: its stretch of `v` is the direction the leaf was moved in."""
+
+    point: Point
+    auto: Array | None  # (n,)
+    noise: Array  # (leaves,)
+    single: tuple[Array, Array] | None  # the same two in float32, at the nearest float32 point
+    rounding: float  # of the value sum(dy y), absolute
+    coordinates: Array  # (k,) the elements differences were taken for
+    differences: Array  # (k,)
+    steps: Array  # (k,)
+    v: Array  # (n,)
+    jvp: Array | None  # (leaves,) <dy, J v_l>
+    jvp_terms: Array | None  # (leaves,) sum of |dy_i (J v_l)_i|
+    increments: Array  # (leaves, steps) value(theta + h v_l) - value(theta)
+
+
+def quick_jit(fn: Callable) -> Callable:
+    """`jax.jit` for a program that runs a few times: on a CPU compiled twice as fast, into slower code."""
+    if jax.default_backend() != "cpu":
+        return jax.jit(fn)
+    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+    return jax.jit(fn, compiler_options=options)
+
+
+def _moved(vector: Array, rng: np.random.Generator) -> Array:
+    """The vector, and three copies with every element one unit in the last place up or down."""
+    signs = rng.integers(0, 2, (3, vector.size)).astype(bool)
+    narrow = vector.dtype.itemsize < 4  # there jax.grad's own error is the measure, not noise
+    moved = np.tile(vector, (3, 1)) if narrow else np.nextafter(vector, np.where(signs, np.inf, -np.inf).astype(vector.dtype))
+    return np.concatenate([vector[None], moved])
+
+
+class Oracles:
+    """The compiled oracles of one Subject: made once, asked at many points of the same shape."""
+
+    def __init__(self, subject: Subject, theta: Array, max_coordinates: int = 64) -> None:
+        self.subject = subject
+        self.leaf_of = np.zeros(theta.size, np.int32)
+        for number, leaf in enumerate(subject.leaves):
+            self.leaf_of[leaf.slice] = number
+        self.per_leaf = max(1, max_coordinates // max(1, len(subject.leaves)))
+        probes = sum(min(leaf.stop - leaf.start, self.per_leaf) for leaf in subject.leaves)
+        self.length = max(1 + 2 * probes + len(subject.leaves) * len(TAYLOR_STEPS), 1 + 2 * len(KINK_STEPS))
+        self._rule = jax.jit(subject.rule)
+        self._auto = quick_jit(self._auto_and_values)
+        self._values = quick_jit(self._values_at)
+        self._tangents = quick_jit(self._jvp_by_leaf)
+
+    def rule(self, point: Point) -> Array:
+        """The gradient by the rule under test. Raises WrongStructure."""
+        return np.asarray(self._rule(point.theta, point.fixed, point.dy))
+
+    def auto(self, point: Point, rng: np.random.Generator) -> tuple[Array | None, Array, float]:
+        """`(gradient by jax, its noise per leaf, noise of the value)` in the dtype of the point."""
+        grads, values = self._auto(_moved(point.theta, rng), point.fixed, _moved(point.dy, rng))
+        values = np.asarray(values, np.float64)
+        value_noise = float(np.max(np.abs(values[1:] - values[0])))
+        if grads is None:
+            return None, np.zeros(len(self.subject.leaves)), value_noise
+        grads = np.asarray(grads)
+        change = np.abs(grads[1:].astype(np.float64) - grads[0].astype(np.float64))
+        noise = np.array([np.max(change[:, leaf.slice], initial=0.0) for leaf in self.subject.leaves])
+        return grads[0], noise, value_noise
+
+    def evidence(self, point: Point, rng: np.random.Generator) -> Evidence:
+        """Everything the float64 oracles say at a float64 point."""
+        theta, leaves = point.theta, self.subject.leaves
+        auto, noise, value_noise = self.auto(point, rng)
+        single = None
+        if auto is not None:
+            single, own = self._single(point, rng)
+            noise = np.maximum(noise, own)
+        v = rng.standard_normal(theta.size)
+        picked = [rng.permutation(np.arange(leaf.start, leaf.stop))[: self.per_leaf] for leaf in leaves]
+        coordinates = np.sort(np.concatenate(picked)) if picked else np.zeros(0, int)
+        steps = STEP * np.maximum(1.0, np.abs(theta[coordinates]))
+        k, rows = len(coordinates), len(leaves) * len(TAYLOR_STEPS)
+        moves = Moves.none(1 + 2 * k + rows)
+        moves.index[1 : 1 + 2 * k] = np.tile(coordinates, 2)
+        moves.by[1 : 1 + 2 * k] = np.concatenate([steps, -steps])
+        moves.leaf[1 + 2 * k :] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
+        moves.along[1 + 2 * k :] = np.tile(TAYLOR_STEPS, len(leaves))
+        values, terms = self.values(point, v, moves)
+        plus, minus, increments = np.split(values[1:], [k, 2 * k])
+        jvp, jvp_terms = self.tangents(point, v)
+        return Evidence(
+            point, auto, noise, single, EPS * terms + value_noise, coordinates, (plus - minus) / (2 * steps), steps, v,
+            jvp, jvp_terms, (increments - values[0]).reshape(len(leaves), len(TAYLOR_STEPS)))
+
+    def _single(self, point: Point, rng: np.random.Generator) -> tuple[tuple[Array, Array], Array]:
+        """The oracle in float32 with its noise, and what its own error there, against float64, comes to in float64.
+
+        Moving the inputs cannot show a cancellation that moves with them (a saturated softmax); the oracle's own error does.
+        """
+        narrow = point.astype(np.float32)
+        auto, noise, _ = self.auto(narrow, rng)
+        truth, _, _ = self.auto(narrow.astype(np.float64), rng)
+        assert auto is not None
+        assert truth is not None
+        own = np.array([np.max(np.abs(auto - truth)[leaf.slice], initial=0.0) for leaf in self.subject.leaves])
+        own = np.where(np.isfinite(own), own, 0.0)
+        return (auto, np.maximum(noise, own)), own * EPS / float(np.finfo(np.float32).eps)
+
+    def values(self, point: Point, v: Array, moves: Moves) -> tuple[Array, float]:
+        """The value sum(dy y) at every move, and the sum of |dy y| where nothing moved."""
+        count = len(moves.by)
+        padded = (np.pad(field, (0, self.length - count)) for field in (moves.index, moves.by, moves.leaf, moves.along))
+        values, terms = self._values(point.theta, point.fixed, point.dy, v, *padded)  # one length: one compile
+        return np.asarray(values)[:count], float(terms)
+
+    def bends(self, evidence: Evidence, got: float, element: int | None = None, leaf: int | None = None) -> bool:
+        """True when the one-sided slopes along an element, or along v in a leaf, differ and `got` lies between them.
+
+        The slopes of a smooth function approach each other as fast as the step shrinks; across a kink they do not.
+        """
+        h = KINK_STEPS[:3] if leaf is None else KINK_STEPS  # an element is judged next to the kink only
+        moves = Moves.none(1 + 2 * len(h))
+        moves.index[:], moves.leaf[:] = element or 0, leaf or 0
+        (moves.by if leaf is None else moves.along)[1:] = np.concatenate([h, -h])
+        values, _ = self.values(evidence.point, evidence.v, moves)
+        right, left = np.split(values[1:] - values[0], 2) / np.array([h, -h])
+        gap = np.abs(right - left)
+        bent = np.any((gap[:-1] > 0.5 * gap[1:]) & (gap[:-1] > 100 * evidence.rounding / h[:-1]))
+        low, high = np.min([right, left]), np.max([right, left])
+        slack = 1e-3 * (high - low)
+        return bool(bent and low - slack <= got <= high + slack)
+
+    def tangents(self, point: Point, v: Array) -> tuple[Array | None, Array | None]:
+        """<dy, J v_l> per leaf and the sum of its absolute terms; None where jax has no forward mode (a custom_vjp)."""
+        try:
+            jvp, terms = self._tangents(point.theta, point.fixed, point.dy, v)
+        except (TypeError, ValueError, NotImplementedError):
+            return None, None
+        return np.asarray(jvp), np.asarray(terms)
+
+    def _auto_and_values(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
+        def both(at: tuple[Array, Array]) -> tuple[Array | None, Array]:
+            theta, dy = at
+            grad = None if self.subject.auto is None else self.subject.auto(theta, fixed, dy)
+            return grad, jnp.sum(dy * self.subject.f(theta, fixed))
+
+        return lax.map(both, (thetas, dys))
+
+    def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array, index: Array, by: Array, leaf: Array, along: Array) -> Any:
+        def value(move: Any) -> Array:
+            index, by, leaf, along = move
+            moved = theta.at[index].add(by) if theta.size else theta
+            return jnp.sum(dy * self.subject.f(moved + along * jnp.where(self.leaf_of == leaf, v, 0), fixed))
+
+        return lax.map(value, (index, by, leaf, along)), jnp.sum(jnp.abs(dy * self.subject.f(theta, fixed)))
+
+    def _jvp_by_leaf(self, theta: Array, fixed: Any, dy: Array, v: Array) -> tuple[Array, Array]:
+        def one(leaf: Array) -> tuple[Array, Array]:
+            tangent = jnp.where(self.leaf_of == leaf, v, 0)
+            terms = dy * jax.jvp(lambda t: self.subject.f(t, fixed), (theta,), (tangent,))[1]
+            return jnp.sum(terms), jnp.sum(jnp.abs(terms))
+
+        return lax.map(one, jnp.arange(len(self.subject.leaves)))
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Points around theta: element `index` moved by `by`, and leaf `leaf` moved by `along` times its stretch of v."""
+
+    index: Array
+    by: Array
+    leaf: Array
+    along: Array
+
+    @classmethod
+    def none(cls, count: int) -> Moves:
+        return cls(np.zeros(count, np.int32), np.zeros(count), np.zeros(count, np.int32), np.zeros(count))

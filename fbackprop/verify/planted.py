@@ -1,0 +1,181 @@
+"""Planted bugs: the mistakes people make in backward rules, put into right rules to test the checker with.
+
+A bug is a function from a right Layer to a wrong one, or None where the mistake cannot be made. The checker has to call every
+one of them WRONG that changes the result; a WRONG rule of a user is compared with them to name the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..compose import replace_rules
+from ..dtypes import is_floating
+from ..layer import Layer, Tree, paths
+from ..layers import elementwise
+from ..layers.function import from_function
+from .oracles import quick_jit
+from .subject import WrongStructure, layer_subject
+
+Wrong = Callable[[Layer, Tree, Any, Any], tuple[Tree, Any]]  # (right layer, params, x, dy) -> (dparams, dx)
+
+# of one leaf g of the result; n is the size of the batch axis
+LEAF_BUGS: dict[str, Callable[[jax.Array, int], jax.Array | None]] = {
+    "twice the right one": lambda g, n: 2 * g,
+    "half the right one": lambda g, n: g / 2,
+    "the right one with the wrong sign": lambda g, n: -g,
+    "left at zero": lambda g, n: jnp.zeros_like(g),
+    "the right one transposed": lambda g, n: g.T if g.ndim == 2 and g.shape[0] == g.shape[1] else None,
+    "the right one shifted by one along the last axis": lambda g, n: jnp.roll(g, 1, -1) if g.ndim else None,
+    "the right one shifted by one along the first axis": lambda g, n: jnp.roll(g, 1, 0) if g.ndim > 1 else None,
+    "the right one divided by the batch size": lambda g, n: g / n if n else None,
+    "the right one times the batch size": lambda g, n: g * n,
+}
+
+
+def _right(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return layer.backward(params, layer.forward(params, x)[1], dy)
+
+
+def _only_first(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    first = jax.tree.map(lambda d: jnp.zeros_like(d).at[:1].set(d[:1]) if d.ndim else d, dy)
+    return _right(layer, params, x, first)[0], _right(layer, params, x, dy)[1]
+
+
+def _neighbour(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return _right(layer, params, jax.tree.map(lambda a: jnp.roll(a, 1, 0) if jnp.ndim(a) else a, x), dy)
+
+
+def _weights_transposed(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    square = lambda w: w.T if jnp.ndim(w) == 2 and w.shape[0] == w.shape[1] else w
+    return _right(layer, params, x, dy)[0], _right(layer, jax.tree.map(square, params), x, dy)[1]
+
+
+# of the whole result
+RULE_BUGS: dict[str, Wrong] = {
+    "the gradient of the first example alone: the sum over the batch is missing": _only_first,
+    "made without dy: every cotangent taken for 1": lambda f, p, x, dy: _right(f, p, x, jax.tree.map(jnp.ones_like, dy)),
+    "made with the neighbouring example's residuals: an index is off by one": _neighbour,
+    "made with the square weight where its transpose belongs": _weights_transposed,
+}
+
+
+def _other_derivative(other: Layer) -> Wrong:
+    return lambda layer, params, x, dy: _right(other, (), x, dy)
+
+
+def _softmax_diagonal(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return (), layer.forward(params, x)[0] * dy
+
+
+def _p_alone(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    dparams, (dlogits, dtarget) = _right(layer, params, x, dy)
+    logits, target = x
+    rows = logits.size // logits.shape[-1]
+    one_hot = target if is_floating(target) else jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
+    return dparams, (dlogits + one_hot * dy / rows, dtarget)
+
+
+def _without_path(path: str) -> Wrong:
+    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+        dparams, dx = _right(layer, params, x, dy)
+        return dparams, dy if path == "layer" else jax.tree.map(jnp.subtract, dx, dy)
+
+    return wrong
+
+
+# of one kind of layer, by the first word of its name
+KIND_BUGS: dict[str, dict[str, Wrong]] = {
+    "softmax": {"y dy, without the rank-one term": _softmax_diagonal},
+    "softmax_cross_entropy": {"p, without the - t": _p_alone},
+    "skip": {"without the cotangent of the skipped path": _without_path("skip"),
+             "without the cotangent that came through the layer": _without_path("layer")},
+}
+
+
+def _kind(layer: Layer) -> str:
+    return layer.name.partition("(")[0]
+
+
+def _plant(layer: Layer, wrong: Wrong) -> Layer:
+    """`layer` with a backward that makes this mistake; it keeps x to be able to."""
+    return replace(layer, forward=lambda params, x: (layer.forward(params, x)[0], x),
+                   backward=lambda params, x, dy: wrong(layer, params, x, dy))
+
+
+def _on_leaf(path: str, change: Callable[[jax.Array, int], jax.Array | None]) -> Wrong:
+    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+        dparams, dx = _right(layer, params, x, dy)
+        leaves, treedef = jax.tree.flatten({"params": dparams, "x": dx})
+        at = list(paths({"params": dparams, "x": dx})).index(path)
+        batch = next((a.shape[0] for a in jax.tree.leaves(x) if jnp.ndim(a)), 1)
+        changed = change(leaves[at], batch)
+        leaves[at] = leaves[at] if changed is None else changed
+        both = jax.tree.unflatten(treedef, leaves)
+        return both["params"], both["x"]
+
+    return wrong
+
+
+def bugs(layer: Layer, leaves: list[str]) -> Iterator[tuple[str, Layer]]:
+    """(description, wrong layer) for every mistake that can be made in `layer`, its parts' own kinds included."""
+    for leaf in leaves:
+        for text, change in LEAF_BUGS.items():
+            yield f"{leaf}: {text}", _plant(layer, _on_leaf(leaf, change))
+    for text, wrong in {**RULE_BUGS, **_kind_bugs(layer)}.items():
+        yield text, _plant(layer, wrong)
+    for i, part in enumerate(layer.parts):
+        for text, wrong in _kind_bugs(part).items():
+            yield f"layer {i}: {text}", replace_rules(layer, str(i), lambda part, wrong=wrong: _plant(part, wrong))
+
+
+def _kind_bugs(layer: Layer) -> dict[str, Wrong]:
+    found = dict(KIND_BUGS.get(_kind(layer), {}))
+    if _kind(layer) in elementwise.TABLE:
+        others = {name: getattr(elementwise, name)() for name in elementwise.TABLE}
+        others["the other gelu"] = elementwise.gelu(approximate=False)
+        found |= {f"the derivative of {name}": _other_derivative(other) for name, other in others.items()
+                  if other.name != layer.name}
+    return found
+
+
+def planted_results(layer: Layer, params: Tree, x: Any, leaves: list[str]) -> tuple[list[str], Callable]:
+    """`(descriptions, f)`: `f(theta, fixed, dy)` has one wrong gradient vector a row. One compiled program for all."""
+    names, rules = [], []
+    for name, wrong in bugs(layer, leaves):
+        names.append(name)
+        rules.append(layer_subject(wrong, params, x)[0].rule)
+
+    @quick_jit
+    def run(theta: Any, fixed: Any, dy: Any) -> Any:
+        return jnp.stack([rule(theta, fixed, dy) for rule in rules])
+
+    return names, run
+
+
+def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) -> dict[str, str]:
+    """For each leaf whose wrong gradient equals that of a known mistake: its name. The right rule is made by jax.vjp."""
+    right = replace(from_function(lambda params, x: layer.forward(params, x)[0]), name=layer.name)
+    subject, theta, fixed = layer_subject(layer, params, x)
+    dy = rng.standard_normal(jax.eval_shape(subject.f, theta, fixed).size)
+    try:
+        got = np.asarray(subject.rule(theta, fixed, dy))
+        names, run = planted_results(right, params, x, [leaf.path for leaf in subject.leaves])
+        wrongs = np.asarray(run(theta, fixed, dy))
+        rights = np.asarray(layer_subject(right, params, x)[0].rule(theta, fixed, dy))
+    except (WrongStructure, TypeError, ValueError):
+        return {}
+    hints: dict[str, str] = {}
+    for name, wrong in zip(names, wrongs):
+        for leaf in subject.leaves:
+            a, b, r = got[leaf.slice], wrong[leaf.slice], rights[leaf.slice]
+            near = lambda u, v: np.max(np.abs(u - v), initial=0.0) <= 1e-6 * np.max(np.abs(v), initial=0.0)
+            if near(a, b) and not near(b, r):
+                text = name.removeprefix(f"{leaf.path}: ")
+                hints.setdefault(leaf.path, f"Nearest known mistake: {leaf.path} is {text}")
+    return hints

@@ -1,0 +1,186 @@
+"""A Subject is anything with a gradient to be judged, seen as one vector: f(theta) -> y and rule(theta, dy) -> dtheta.
+
+theta holds every floating leaf of the trainable params and of x, y every floating leaf of the output; State and integer
+leaves are `fixed`. All oracles and verdicts are written once, on vectors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from ..dtypes import combine, is_floating, partition
+from ..errors import expect, show
+from ..layer import Layer, Next, Tree, is_carried, merge, paths, split
+
+Vector = Any
+
+
+class WrongStructure(Exception):
+    """What a rule returned cannot be compared: another tree, another shape, another dtype."""
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A stretch of theta: where it comes from and how to name an element of it."""
+
+    path: str  # "params/0/w", "x"
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def slice(self) -> slice:
+        return slice(self.start, self.stop)
+
+    def index(self, position: int) -> tuple[int, ...]:
+        return tuple(int(i) for i in np.unravel_index(position - self.start, self.shape))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """f, rule and auto are pure functions of (theta, fixed) and (theta, fixed, dy); auto is None without an oracle by jax."""
+
+    name: str
+    leaves: tuple[Leaf, ...]
+    f: Callable[[Vector, Any], Vector]
+    rule: Callable[[Vector, Any, Vector], Vector]
+    auto: Callable[[Vector, Any, Vector], Vector] | None
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Floating leaves as numpy arrays of `dtype`; integers, keys and the rest as they are."""
+    return jax.tree.map(lambda a: np.asarray(a).astype(dtype) if is_floating(a) else a, tree)
+
+
+def ravel(tree: Any) -> Vector:
+    """The floating leaves as one vector, in tree order."""
+    leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(partition(tree)[0])]
+    return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
+
+
+def leaves_of(tree: Any) -> tuple[Leaf, ...]:
+    """The stretches of `ravel(tree)`."""
+    found, start = [], 0
+    for path, leaf in paths(tree).items():
+        if is_floating(leaf):
+            found.append(Leaf(path, leaf.shape, start, start + leaf.size))
+            start += leaf.size
+    return tuple(found)
+
+
+def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> tuple[Subject, Vector, Any]:
+    """`(subject, theta, fixed)` of a Layer at (params, x). `strict` traces it without any implicit broadcast or promotion."""
+    trainable, state = split(params)
+    inputs, others = partition({"params": trainable, "x": x})
+    unravel = _unravel(inputs)
+    context = _strictly if strict else contextlib.nullcontext
+
+    def rebuild(theta: Vector, fixed: Any) -> tuple[Tree, Any]:
+        state, others = fixed
+        both = combine(unravel(theta), others)
+        return merge(both["params"], state), both["x"]
+
+    def f(theta: Vector, fixed: Any) -> Vector:
+        with context():
+            y, _ = layer.forward(*rebuild(theta, fixed))
+        return ravel(y)
+
+    def rule(theta: Vector, fixed: Any, dy: Vector) -> Vector:
+        params, x = rebuild(theta, fixed)
+        with context():
+            y, residuals = layer.forward(params, x)
+            returned = layer.backward(params, residuals, _unravel(partition(y)[0], cast=True)(dy))
+        return ravel(_checked(returned, params, x))
+
+    def auto(theta: Vector, fixed: Any, dy: Vector) -> Vector:
+        y, pullback = jax.vjp(lambda t: f(t, fixed), theta)
+        return pullback(dy.astype(y.dtype))[0]
+
+    return Subject(layer.name, leaves_of(inputs), f, rule, auto), ravel(inputs), (state, others)
+
+
+def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple, argnums: int) -> tuple[Subject, Vector, Any]:
+    """`(subject, theta, fixed)` of a pair (fn, gradient fn), or of a custom_vjp function when `gradient_fn` is None."""
+    inputs, others = partition(args[argnums])
+    unravel = _unravel(inputs)
+
+    def call(g: Callable, theta: Vector) -> Any:
+        return g(*args[:argnums], combine(unravel(theta), others), *args[argnums + 1 :])
+
+    def f(theta: Vector, fixed: Any) -> Vector:
+        return ravel(call(fn, theta))
+
+    def pulled(theta: Vector, fixed: Any, dy: Vector) -> Vector:
+        return jax.vjp(lambda t: f(t, fixed), theta)[1](dy)[0]
+
+    def given(theta: Vector, fixed: Any, dy: Vector) -> Vector:
+        assert gradient_fn is not None
+        got = call(gradient_fn, theta)
+        _same_tree(got, inputs, "the gradient", "the argument it is taken in")
+        return ravel(got) * dy[0]
+
+    theta, traceable = ravel(inputs), True
+    try:
+        jax.eval_shape(f, theta, None)
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError):
+        traceable = False  # a numpy function: jax cannot look into it, but it can call it
+    if not traceable:
+        size = np.size(f(theta, None))
+        on_host = lambda g, n: lambda theta, *rest: jax.pure_callback(
+            lambda *a: np.asarray(g(*a), theta.dtype), jax.ShapeDtypeStruct((n,), theta.dtype), theta, *rest)
+        f, given = on_host(f, size), on_host(given, theta.size)
+    if gradient_fn is not None:
+        expect(np.size(jax.eval_shape(f, theta, None)) == 1, "fn", "a scalar value (or gradient_fn=None)",
+               f"{jax.eval_shape(f, theta, None).shape} numbers")
+    name = getattr(fn, "__name__", type(fn).__name__)
+    auto = pulled if traceable and gradient_fn is not None else None
+    return Subject(name, leaves_of({f"argument {argnums}": inputs}), f, pulled if gradient_fn is None else given, auto), theta, None
+
+
+def _unravel(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
+    """The inverse of `ravel`, in the dtype of the vector or, with `cast`, in that of each leaf (a loss widens its value)."""
+    leaves, treedef = jax.tree.flatten(tree)
+    ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])[:-1]
+
+    def unravel(vector: Vector) -> Any:
+        pieces = [piece.reshape(leaf.shape) for piece, leaf in zip(jnp.split(vector, ends), leaves)]
+        return jax.tree.unflatten(treedef, [p.astype(leaf.dtype) for p, leaf in zip(pieces, leaves)] if cast else pieces)
+
+    return unravel
+
+
+def _checked(returned: Any, params: Tree, x: Any) -> Any:
+    """The gradients `backward` returned, as the tree the leaves of theta come from."""
+    if not (isinstance(returned, tuple) and len(returned) == 2):
+        raise WrongStructure(f"backward: expected a pair (dparams, dx), got {show(returned)}")
+    dparams, dx = returned
+    trainable, state = split(params)
+    gradients, successors = split(dparams)
+    _same_tree(gradients, partition(trainable)[0], "dparams", "params")
+    _same_tree(dx, partition(x)[0], "dx", "x")
+    as_next = jax.tree.map(lambda s: Next(s.value), state, is_leaf=is_carried)
+    if jax.tree.structure(successors) != jax.tree.structure(as_next):
+        raise WrongStructure(f"dparams: expected a Next for every State of params, got {show(dparams)} for {show(params)}")
+    return {"params": gradients, "x": dx}
+
+
+def _same_tree(got: Any, wanted: Any, what: str, of: str) -> None:
+    same = jax.tree.structure(got) == jax.tree.structure(wanted)
+    same = same and all(jnp.shape(a) == b.shape and jnp.result_type(a) == b.dtype
+                        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)))
+    if not same:
+        raise WrongStructure(f"{what}: expected structure, shapes and dtypes of {of}, {show(wanted)}, got {show(got)}")
+
+
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        yield

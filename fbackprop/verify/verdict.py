@@ -1,0 +1,178 @@
+"""From evidence to a verdict: OK, WRONG, KINK or NOISY, per leaf, with the element that decided it.
+
+A rule is WRONG when an oracle disagrees beyond its bound and the function has no kink there that explains it; KINK when the
+one-sided slopes differ and the rule's value lies between them; NOISY when nothing disagrees but differences could not have
+seen an error of a thousandth. Bounds and why: docs/checking.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .oracles import EPS, TAYLOR_STEPS, Evidence, Oracles
+from .subject import Leaf
+
+VERDICTS = ("OK", "KINK", "NOISY", "WRONG")  # from harmless to harmful
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+DIFFERENCE_TOLERANCE = 1e-7
+BLIND = 1e-3  # a bound above this share of the leaf can judge nothing
+TAYLOR_ORDER = 1.95
+SAFETY = 4.0  # rounding of a sum of many terms, in units of one rounding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one oracle found for one leaf. error and bound are absolute."""
+
+    verdict: str
+    layer: str
+    leaf: str
+    oracle: str
+    dtype: str
+    index: tuple[int, ...] | None = None
+    expected: float = 0.0
+    got: float = 0.0
+    error: float = 0.0
+    bound: float = 0.0
+    scale: float = 0.0  # the largest magnitude in the leaf
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = "" if self.index is None else f"[{', '.join(map(str, self.index))}]"
+        text = f"{self.verdict:5} {self.layer}  {self.leaf}{where}  {self.oracle} {self.dtype}"
+        if self.verdict != "OK":
+            text += f": expected {self.expected:.6g}, got {self.got:.6g}"
+        text += f" (error {self.error:.2g}, bound {self.bound:.2g})"
+        return text + (f". {self.hint}" if self.hint else "")
+
+
+@dataclass(frozen=True)
+class Report:
+    """All findings of a check; its verdict is the most harmful one. Prints what is not OK, then a summary line."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> str:
+        return max((f.verdict for f in self.findings), key=VERDICTS.index, default="OK")
+
+    @property
+    def worst(self) -> Finding | None:
+        """The most harmful finding; among equals the one nearest to its bound."""
+        return max(self.findings, key=lambda f: (VERDICTS.index(f.verdict), f.error / f.bound if f.bound else 0), default=None)
+
+    def __add__(self, other: Report) -> Report:
+        return Report(self.findings + other.findings)
+
+    def __str__(self) -> str:
+        bad = [str(finding) for finding in self.findings if finding.verdict != "OK"]
+        leaves = {(finding.layer, finding.leaf) for finding in self.findings}
+        dtypes = ", ".join(dict.fromkeys(finding.dtype for finding in self.findings))
+        return "\n".join([*bad, f"{self.verdict}: {len(leaves)} leaves in {dtypes}, {len(bad)} findings"])
+
+
+def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
+    """One finding per leaf, of the oracle that is hardest on it, in float64."""
+    return [_judge_leaf(oracles, evidence, rule, number, leaf, layer)
+            for number, leaf in enumerate(oracles.subject.leaves) if leaf.start < leaf.stop]
+
+
+def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, layer: str) -> Finding:
+    inside = (evidence.coordinates >= leaf.start) & (evidence.coordinates < leaf.stop)
+    where, differences = evidence.coordinates[inside], evidence.differences[inside]
+    auto, got, v = evidence.auto, rule[leaf.slice], evidence.v[leaf.slice]
+    noise = SAFETY * float(evidence.noise[number])
+    scale = float(np.max(np.abs(differences if auto is None else auto[leaf.slice])))
+    base = Finding("OK", layer, leaf.path, "", "float64", scale=scale)
+    found, off = [], np.zeros(0, int)  # off: the elements of theta that an oracle disagrees with
+
+    if auto is not None:
+        bound = TOLERANCE["float64"] * scale + noise
+        finding, wrong = _compare(base, leaf, "jax.vjp", got, auto[leaf.slice], bound, np.arange(leaf.start, leaf.stop))
+        found, off = [finding], wrong
+
+    floor = SAFETY * evidence.rounding / float(np.min(evidence.steps[inside]))
+    bound = DIFFERENCE_TOLERANCE * scale + floor
+    finding, wrong = _compare(base, leaf, "differences", rule[where], differences, bound, where)
+    silent = not np.any(differences) and not np.any(got)  # nothing depends on this leaf, and the rule says so
+    if finding.verdict == "OK" and floor > BLIND * scale and not silent:
+        finding = replace(finding, verdict="NOISY", hint="The gradient is at rounding level here")
+    found, off = [*found, finding], np.union1d(off, wrong)
+
+    slope, terms = float(got @ v), float(np.abs(got) @ np.abs(v))
+    if evidence.jvp is not None and evidence.jvp_terms is not None:
+        along = float(evidence.jvp[number])
+        bound = TOLERANCE["float64"] * (float(evidence.jvp_terms[number]) + terms) + noise * float(np.sum(np.abs(v)))
+        ok = abs(slope - along) <= bound
+        found.append(replace(base, verdict="OK" if ok else "WRONG", oracle="dot product with jax.jvp", expected=along, got=slope,
+                             error=abs(slope - along), bound=bound))
+    found.append(_taylor(evidence, number, slope, base))
+
+    worst = max(found, key=lambda f: VERDICTS.index(f.verdict))
+    if worst.verdict == "WRONG":
+        bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
+        if all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number):
+            worst = replace(worst, verdict="KINK", hint="The one-sided slopes differ: any value between them is a convention")
+    return worst
+
+
+def _compare(base: Finding, leaf: Leaf, oracle: str, got: Any, expected: Any, bound: float, where: Any) -> tuple[Finding, Any]:
+    """`(finding, elements of theta that disagree)`; NaN disagrees with everything, so a NaN nobody expected is WRONG."""
+    errors = np.abs(got - expected)
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    worst = int(np.argmax(errors))
+    finding = replace(base, verdict="OK" if errors[worst] <= bound else "WRONG", oracle=oracle, index=leaf.index(int(where[worst])),
+                      expected=float(expected[worst]), got=float(got[worst]), error=float(errors[worst]), bound=float(bound))
+    return finding, where[~(errors <= bound)]
+
+
+def _taylor(evidence: Evidence, number: int, slope: float, base: Finding) -> Finding:
+    """The remainder of the first-order prediction must fall as the square of the step, or be rounding at every step."""
+    remainders = np.abs(evidence.increments[number] - TAYLOR_STEPS * slope)
+    rounding = SAFETY * (evidence.rounding + EPS * TAYLOR_STEPS * abs(slope))
+    order = 2.0
+    if remainders[-1] > 1e3 * rounding[-1]:  # else the prediction is exact at the smallest step: linear there
+        order = float(np.max(np.log(remainders[-3:-1] / remainders[-2:]) / np.log(TAYLOR_STEPS[0] / TAYLOR_STEPS[1])))
+    ok = order >= TAYLOR_ORDER
+    return replace(base, verdict="OK" if ok else "WRONG", oracle="order of the Taylor remainder", expected=2.0, got=order,
+                   error=max(0.0, 2.0 - order), bound=2.0 - TAYLOR_ORDER)
+
+
+def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
+    """One finding per leaf against jax.vjp of the same forward, in float32."""
+    if evidence.single is None:
+        return []
+    (auto, noise), found = evidence.single, []
+    evidence = replace(evidence, point=evidence.point.astype(np.float32).astype(np.float64))
+    for number, leaf in enumerate(oracles.subject.leaves):
+        if leaf.start == leaf.stop:
+            continue
+        expected = auto[leaf.slice].astype(np.float64)
+        base = Finding("OK", layer, leaf.path, "", "float32", scale=float(np.max(np.abs(expected))))
+        bound = TOLERANCE["float32"] * base.scale + SAFETY * float(noise[number])
+        where = np.arange(leaf.start, leaf.stop)
+        finding, off = _compare(base, leaf, "jax.vjp", rule[leaf.slice].astype(np.float64), expected, bound, where)
+        if len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off):
+            finding = replace(finding, verdict="KINK", hint="The one-sided slopes differ: any value between them is a convention")
+        found.append(finding)
+    return found
+
+
+def judge_narrow(oracles: Oracles, dtype: str, rule: Any, auto: Any, truth: Any, layer: str) -> list[Finding]:
+    """One finding per leaf in bfloat16 or float16: at most twice jax.grad's own error against float64, or 2 ulp."""
+    found = []
+    for leaf in oracles.subject.leaves:
+        if leaf.start == leaf.stop:
+            continue
+        expected = truth[leaf.slice]
+        scale = float(np.max(np.abs(expected)))
+        ulp = float(ml_dtypes.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(scale or 1.0))
+        bound = max(2 * float(np.max(np.abs(auto[leaf.slice].astype(np.float64) - expected))), 2 * ulp)
+        base = Finding("OK", layer, leaf.path, "", dtype, scale=scale)
+        where = np.arange(leaf.start, leaf.stop)
+        found.append(_compare(base, leaf, "float64", rule[leaf.slice].astype(np.float64), expected, bound, where)[0])
+    return found
