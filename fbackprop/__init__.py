@@ -10,13 +10,17 @@ __version__ = "0.1.0"
 
 _HOME = {
     "layer": "Layer State Next Static split merge paths graft",
-    "compose": "chain skip map_layers replace_rules inference predict vjp value_and_grad auto_value_and_grad as_custom_vjp",
+    "compose": "chain skip map_layers map_layers_with_path replace_rules inference predict"
+               " vjp value_and_grad auto_value_and_grad as_custom_vjp",
     "layers.dense": "dense",
     "layers.elementwise": "identity relu leaky_relu sigmoid tanh gelu silu softplus elu",
     "layers.softmax": "softmax",
     "layers.shape": "flatten",
     "layers.function": "from_function",
     "losses": "mse half_squared_error softmax_cross_entropy",
+    "rewrite.tap": "tap",
+    "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
+    "models.mlp": "mlp",
     "train.step": "make_step update",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

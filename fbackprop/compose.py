@@ -79,28 +79,33 @@ def _expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
            "Were they made by this network's own init, or graft()ed?", TypeError)
 
 
+def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
+    """`fn(path, layer)` on every layer of `net`, children first, the root (path "") included."""
+    if net.parts and net.rebuild is not None:
+        parts = [map_layers_with_path(part, fn, f"{path}/{i}" if path else str(i)) for i, part in enumerate(net.parts)]
+        if any(new is not old for new, old in zip(parts, net.parts)):
+            net = net.rebuild(tuple(parts))
+    return fn(path, net)
+
+
 def map_layers(net: Layer, fn: Rewrite) -> Layer:
     """`fn` on every layer of `net`, children first, the root included."""
-    return replace_rules(net, None, fn)
+    return map_layers_with_path(net, lambda _, layer: fn(layer))
 
 
-def replace_rules(net: Layer, where: str | None, fn: Rewrite) -> Layer:
+def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
     """`fn` on the layers whose path matches the glob `where`: `2` that layer, `2/*` all below it, `""` the root.
 
-    Raises ValueError when nothing matches. None matches everything.
+    Raises ValueError when nothing matches.
     """
     seen: dict[str, bool] = {}
 
-    def walk(layer: Layer, path: str) -> Layer:
-        if layer.parts and layer.rebuild is not None:
-            parts = tuple(walk(part, f"{path}/{i}" if path else str(i)) for i, part in enumerate(layer.parts))
-            if any(new is not old for new, old in zip(parts, layer.parts)):
-                layer = layer.rebuild(parts)
-        seen[path] = where is None or fnmatchcase(path, where)
+    def replaced(path: str, layer: Layer) -> Layer:
+        seen[path] = fnmatchcase(path, where)
         return fn(layer) if seen[path] else layer
 
-    rewritten = walk(net, "")
-    expect(any(seen.values()), f"rules pattern {where!r}", f"a match among the layers {sorted(seen)}", "none")
+    rewritten = map_layers_with_path(net, replaced)
+    expect(any(seen.values()), f"rules pattern {where!r}", f"a match among the layer paths {sorted(seen)}", "none")
     return rewritten
 
 
@@ -213,7 +218,8 @@ def as_custom_vjp(net: Layer) -> Callable[[Tree, Any], Any]:
 
     def backward(kept: Any, dy: Any) -> tuple[Tree, Any]:
         dy = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, dy)
-        dparams, dx = net.backward(*kept, dy)
+        params, residuals = kept
+        dparams, dx = net.backward(params, residuals, dy)
         return split(dparams)[0], dx
 
     f.defvjp(forward, backward)

@@ -13,6 +13,12 @@ def is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
 
+def same_structure(a: Any, b: Any) -> bool:
+    """True when the trees differ in their leaves alone."""
+    left: Any = jax.tree.structure(a)
+    return bool(left == jax.tree.structure(b))
+
+
 def wide_dtype(dtype: Any) -> Any:
     """float32 for anything narrower, else `dtype` itself."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)

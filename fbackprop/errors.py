@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .dtypes import is_floating
+from .dtypes import is_floating, same_structure
 
 
 def show(tree: Any) -> str:
@@ -58,10 +58,9 @@ def expect_floating(**arrays: Any) -> None:
 def expect_like(got: Any, wanted: Any, what: str) -> None:
     """TypeError unless the trees agree, ValueError unless shapes and dtypes of their floating leaves do."""
     with_none = lambda tree: jax.tree.map(lambda a: a if is_floating(a) else None, tree)
-    got_leaves, got_tree = jax.tree.flatten(with_none(got))
-    wanted_leaves, wanted_tree = jax.tree.flatten(with_none(wanted))
-    expect(got_tree == wanted_tree, what, f"the structure {show(wanted)}", got, error=TypeError)
-    for a, b in zip(got_leaves, wanted_leaves):
+    a_floats, b_floats = with_none(got), with_none(wanted)
+    expect(same_structure(a_floats, b_floats), what, f"the structure {show(wanted)}", got, error=TypeError)
+    for a, b in zip(jax.tree.leaves(a_floats), jax.tree.leaves(b_floats)):
         expect(jnp.shape(a) == jnp.shape(b) and jnp.result_type(a) == jnp.result_type(b), what, show(wanted), got)
 
 

@@ -1,0 +1,65 @@
+"""The command line: `fbackprop VERB ...`. One thin file per verb; a verb's module is imported when it is asked for.
+
+Results on stdout, progress and errors on stderr. Exit codes: 0 ok; 1 the result is bad; 2 something wrong in what was given;
+74 a file is missing, corrupt or cannot be written; 130 and 143 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+from .. import __version__
+from ..problem import Problem
+
+VERBS = {
+    "train": "train a model by the hand-written chain, checked against jax.grad as it goes",
+    "verify": "prove every rule by independent oracles, or check your own layer or network",
+    "info": "versions, devices, data, layers",
+}
+USAGE = f"""usage: fbackprop VERB [options]        fbackprop {__version__}: backpropagation you can read, check and change
+
+{chr(10).join(f"  {verb:8} {what}" for verb, what in VERBS.items())}
+
+fbackprop VERB --help tells the options. Start with: fbackprop train mnist"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code. A mistake of the user's is one line on stderr, never a traceback."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except Problem as problem:
+        print(f"fbackprop: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except KeyboardInterrupt:
+        print("fbackprop: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, for example `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"fbackprop {__version__}")
+        return 0
+    verb, *rest = argv
+    if verb not in VERBS:
+        close = get_close_matches(verb, VERBS, 1)
+        hint = f"Did you mean {close[0]}?" if close else "fbackprop --help lists them"
+        raise Problem(f"verb {verb!r}: expected one of {', '.join(VERBS)}. {hint}")
+    try:
+        import rich  # noqa: F401
+        import tyro  # noqa: F401
+    except ImportError as error:
+        raise Problem(f"the command line needs {error.name}, which is not installed: pip install 'fbackprop[cli]'") from error
+    return import_module(f"fbackprop.cli.{verb}").run(rest)

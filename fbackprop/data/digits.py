@@ -25,6 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from ..problem import FileProblem
+
 MNIST5K = Path(__file__).with_name("mnist5k.npz")
 MNIST5K_SHA256 = "f814240cf7e0d3cbaacc1a898905819a40ab46fb317a600d2a4b91a5c184c810"
 CLASSES = 10
@@ -32,10 +34,8 @@ CLASSES = 10
 Pair = tuple[np.ndarray, np.ndarray]
 
 
-class DataError(Exception):
+class DataError(FileProblem):
     """A file of data is missing, unreadable or corrupt: where, what, expected, got, what to do."""
-
-    exit_code = 74
 
 
 class LabelError(DataError):

@@ -7,7 +7,7 @@ Forward   y = x w + b
 Backward  dw = sum over leading axes of x^T dy; db = sum over leading axes of dy; dx = dy w^T
 Keeps     x (its size): dw needs it, and it is usually the previous layer's output, stored anyway
 At kinks  none: linear in x, in w and in b
-Raises    TypeError: params without w, b; ValueError: x of another width or dtype, features < 1
+Raises    TypeError: params without w, b; ValueError: x of another width or dtype, features no whole number
 Source    elementary; derivation in docs/derivations/dense.md
 """
 

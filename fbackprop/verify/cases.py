@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from .. import compose, losses
+from .. import _MODULE_OF, compose, losses
 from ..layer import Layer
 from ..layers import dense, elementwise, function, shape, softmax
 
@@ -29,6 +29,11 @@ class Case:
     x: Draw
     note: str = ""
     verdict: str = "OK"
+
+    @property
+    def family(self) -> str:
+        """The file its layer is written in."""
+        return _MODULE_OF[self.of].rpartition(".")[2]
 
     @property
     def name(self) -> str:

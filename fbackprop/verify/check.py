@@ -10,9 +10,10 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from ..compose import objective, replace_rules
+from ..compose import objective
 from ..dtypes import is_floating
 from ..layer import Layer, Tree, is_carried, merge, split
+from ..rewrite.tap import tap
 from .oracles import Oracles, Point
 from .planted import nearest_bug
 from .subject import Subject, WrongStructure, cast, function_subject, layer_subject
@@ -26,7 +27,7 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
     """Judges the rule of `layer` at `x`, params and a random cotangent, by every oracle, in each dtype.
 
     x: arrays, or ShapeDtypeStructs, then normal numbers (zeros where integer) are drawn. params: the layer's own by default,
-    their trainable leaves replaced by normal numbers, for a bias of zeros hides mistakes. hints: name the nearest known mistake.
+    their trainable leaves replaced by normal numbers, for a bias of zeros hides mistakes. hints: name the nearest mistake.
     """
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
@@ -133,21 +134,5 @@ def draw_params(layer: Layer, x: Any, rng: np.random.Generator) -> Tree:
 def recorded(net: Layer, params: Tree, x: Any) -> list[tuple[str, Layer, Tree, Any]]:
     """(path, layer, params, input) of every layer in one forward run, parts before the whole."""
     found: list[tuple[str, Layer, Tree, Any]] = []
-
-    def tap(path: str, layer: Layer) -> Layer:
-        def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-            found.append((path, layer, params, x))
-            return layer.forward(params, x)
-
-        return replace(layer, forward=forward)
-
-    for path, _ in layers_by_path(net):
-        replace_rules(net, path, lambda layer, path=path: tap(path, layer)).forward(params, x)
+    tap(net, lambda path, layer, params, x, *_: found.append((path, layer, params, x))).forward(params, x)
     return found
-
-
-def layers_by_path(net: Layer, path: str = "") -> list[tuple[str, Layer]]:
-    """Every layer with its path, parts before the whole."""
-    inside = [row for i, part in enumerate(net.parts) for row in layers_by_path(part, f"{path}/{i}" if path else str(i))]
-    return [*inside, (path, net)]
-

@@ -62,8 +62,8 @@ def quick_jit(fn: Callable) -> Callable:
     """`jax.jit` for a program that runs a few times: on a CPU compiled twice as fast, into slower code."""
     if jax.default_backend() != "cpu":
         return jax.jit(fn)
-    options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(fn, compiler_options=options)
+    return jax.jit(fn, compiler_options={
+        "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False})
 
 
 def _moved(vector: Array, rng: np.random.Generator) -> Array:
@@ -149,7 +149,7 @@ class Oracles:
         """The value sum(dy y) at every move, and the sum of |dy y| where nothing moved."""
         count = len(moves.by)
         padded = (np.pad(field, (0, self.length - count)) for field in (moves.index, moves.by, moves.leaf, moves.along))
-        values, terms = self._values(point.theta, point.fixed, point.dy, v, *padded)  # one length: one compile
+        values, terms = self._values(point.theta, point.fixed, point.dy, v, tuple(padded))  # one length: one compile
         return np.asarray(values)[:count], float(terms)
 
     def bends(self, evidence: Evidence, got: float, element: int | None = None, leaf: int | None = None) -> bool:
@@ -185,13 +185,13 @@ class Oracles:
 
         return lax.map(both, (thetas, dys))
 
-    def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array, index: Array, by: Array, leaf: Array, along: Array) -> Any:
+    def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array, moves: tuple[Array, ...]) -> tuple[Array, Array]:
         def value(move: Any) -> Array:
             index, by, leaf, along = move
             moved = theta.at[index].add(by) if theta.size else theta
             return jnp.sum(dy * self.subject.f(moved + along * jnp.where(self.leaf_of == leaf, v, 0), fixed))
 
-        return lax.map(value, (index, by, leaf, along)), jnp.sum(jnp.abs(dy * self.subject.f(theta, fixed)))
+        return lax.map(value, moves), jnp.sum(jnp.abs(dy * self.subject.f(theta, fixed)))
 
     def _jvp_by_leaf(self, theta: Array, fixed: Any, dy: Array, v: Array) -> tuple[Array, Array]:
         def one(leaf: Array) -> tuple[Array, Array]:

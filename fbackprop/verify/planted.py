@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -131,7 +132,7 @@ def bugs(layer: Layer, leaves: list[str]) -> Iterator[tuple[str, Layer]]:
         yield text, _plant(layer, wrong)
     for i, part in enumerate(layer.parts):
         for text, wrong in _kind_bugs(part).items():
-            yield f"layer {i}: {text}", replace_rules(layer, str(i), lambda part, wrong=wrong: _plant(part, wrong))
+            yield f"layer {i}: {text}", replace_rules(layer, str(i), partial(_plant, wrong=wrong))
 
 
 def _kind_bugs(layer: Layer) -> dict[str, Wrong]:

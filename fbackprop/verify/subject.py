@@ -14,9 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
-from ..dtypes import combine, is_floating, partition
+from ..dtypes import combine, is_floating, partition, same_structure
 from ..errors import expect, show
 from ..layer import Layer, Next, Tree, is_carried, merge, paths, split
 
@@ -142,7 +141,8 @@ def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple, ar
                f"{jax.eval_shape(f, theta, None).shape} numbers")
     name = getattr(fn, "__name__", type(fn).__name__)
     auto = pulled if traceable and gradient_fn is not None else None
-    return Subject(name, leaves_of({f"argument {argnums}": inputs}), f, pulled if gradient_fn is None else given, auto), theta, None
+    rule = pulled if gradient_fn is None else given
+    return Subject(name, leaves_of({f"argument {argnums}": inputs}), f, rule, auto), theta, None
 
 
 def _unravel(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
@@ -167,15 +167,14 @@ def _checked(returned: Any, params: Tree, x: Any) -> Any:
     _same_tree(gradients, partition(trainable)[0], "dparams", "params")
     _same_tree(dx, partition(x)[0], "dx", "x")
     as_next = jax.tree.map(lambda s: Next(s.value), state, is_leaf=is_carried)
-    if jax.tree.structure(successors) != jax.tree.structure(as_next):
+    if not same_structure(successors, as_next):
         raise WrongStructure(f"dparams: expected a Next for every State of params, got {show(dparams)} for {show(params)}")
     return {"params": gradients, "x": dx}
 
 
 def _same_tree(got: Any, wanted: Any, what: str, of: str) -> None:
-    same = jax.tree.structure(got) == jax.tree.structure(wanted)
-    same = same and all(jnp.shape(a) == b.shape and jnp.result_type(a) == b.dtype
-                        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)))
+    same = same_structure(got, wanted) and all(jnp.shape(a) == b.shape and jnp.result_type(a) == b.dtype
+                                              for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)))
     if not same:
         raise WrongStructure(f"{what}: expected structure, shapes and dtypes of {of}, {show(wanted)}, got {show(got)}")
 

@@ -78,13 +78,14 @@ def _plant_all(result: Result, oracles: Oracles, point: Point, params: Tree, x: 
                 result.missed.append(name)
 
 
-def verify_table(cases: Sequence[Case] = CASES, draws: int = 3000, on_result: Callable[[Result], None] | None = None) -> dict:
+def verify_table(cases: Sequence[Case] = CASES, draws: int = 3000, seed: int = 0,
+                 on_result: Callable[[Result], None] | None = None) -> dict:
     """Runs the table; `draws` points more are spread over the first 20 OK cases that have a gradient. Returns the counts."""
     drawn = [case for case in cases if case.verdict == "OK" and "empty" not in case.note][:20]
     results = []
     for case in cases:
         share = -(-draws // len(drawn)) if case in drawn else 0
-        results.append(verify_case(case, share))
+        results.append(verify_case(case, share, seed))
         if on_result is not None:
             on_result(results[-1])
     return summary(results)
@@ -102,7 +103,5 @@ def summary(results: Sequence[Result]) -> dict:
         "planted": sum(result.planted for result in results),
         "caught": sum(result.planted - len(result.missed) for result in results),
         "draws": sum(result.draws for result in results), "false_alarms": len(alarms),
-        "worst": {} if worst is None else {
-            "verdict": worst.verdict, "layer": worst.layer, "leaf": worst.leaf, "oracle": worst.oracle, "dtype": worst.dtype,
-            "error": worst.error, "bound": worst.bound},
+        "worst": {} if worst is None else worst.summary,
     }

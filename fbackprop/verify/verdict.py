@@ -19,6 +19,7 @@ from .subject import Leaf
 VERDICTS = ("OK", "KINK", "NOISY", "WRONG")  # from harmless to harmful
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 DIFFERENCE_TOLERANCE = 1e-7
+KINK_HINT = "The one-sided slopes differ: any value between them is a convention"
 BLIND = 1e-3  # a bound above this share of the leaf can judge nothing
 TAYLOR_ORDER = 1.95
 SAFETY = 4.0  # rounding of a sum of many terms, in units of one rounding
@@ -40,6 +41,12 @@ class Finding:
     bound: float = 0.0
     scale: float = 0.0  # the largest magnitude in the leaf
     hint: str = ""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The finding in a few JSON fields."""
+        return {"verdict": self.verdict, "layer": self.layer, "leaf": self.leaf, "oracle": self.oracle, "dtype": self.dtype,
+                "error": self.error, "bound": self.bound}
 
     def __str__(self) -> str:
         where = "" if self.index is None else f"[{', '.join(map(str, self.index))}]"
@@ -107,16 +114,16 @@ def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, le
     if evidence.jvp is not None and evidence.jvp_terms is not None:
         along = float(evidence.jvp[number])
         bound = TOLERANCE["float64"] * (float(evidence.jvp_terms[number]) + terms) + noise * float(np.sum(np.abs(v)))
-        ok = abs(slope - along) <= bound
-        found.append(replace(base, verdict="OK" if ok else "WRONG", oracle="dot product with jax.jvp", expected=along, got=slope,
-                             error=abs(slope - along), bound=bound))
+        error = abs(slope - along)
+        found.append(replace(base, verdict="OK" if error <= bound else "WRONG", oracle="dot product with jax.jvp",
+                             expected=along, got=slope, error=error, bound=bound))
     found.append(_taylor(evidence, number, slope, base))
 
     worst = max(found, key=lambda f: VERDICTS.index(f.verdict))
     if worst.verdict == "WRONG":
         bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
         if all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number):
-            worst = replace(worst, verdict="KINK", hint="The one-sided slopes differ: any value between them is a convention")
+            worst = replace(worst, verdict="KINK", hint=KINK_HINT)
     return worst
 
 
@@ -125,8 +132,9 @@ def _compare(base: Finding, leaf: Leaf, oracle: str, got: Any, expected: Any, bo
     errors = np.abs(got - expected)
     errors = np.where(np.isnan(errors), np.inf, errors)
     worst = int(np.argmax(errors))
-    finding = replace(base, verdict="OK" if errors[worst] <= bound else "WRONG", oracle=oracle, index=leaf.index(int(where[worst])),
-                      expected=float(expected[worst]), got=float(got[worst]), error=float(errors[worst]), bound=float(bound))
+    verdict = "OK" if errors[worst] <= bound else "WRONG"
+    finding = replace(base, verdict=verdict, oracle=oracle, index=leaf.index(int(where[worst])), bound=float(bound),
+                      expected=float(expected[worst]), got=float(got[worst]), error=float(errors[worst]))
     return finding, where[~(errors <= bound)]
 
 
@@ -157,7 +165,7 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
         where = np.arange(leaf.start, leaf.stop)
         finding, off = _compare(base, leaf, "jax.vjp", rule[leaf.slice].astype(np.float64), expected, bound, where)
         if len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off):
-            finding = replace(finding, verdict="KINK", hint="The one-sided slopes differ: any value between them is a convention")
+            finding = replace(finding, verdict="KINK", hint=KINK_HINT)
         found.append(finding)
     return found
 

@@ -1,0 +1,97 @@
+"""Options: defaults, then a TOML file, then flags. A dataclass per verb says what there is; tyro reads the flags."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import sys
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+import tyro
+from rich.console import Console
+
+from ..problem import FileProblem, Problem
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], verb: str, argv: list[str]) -> T:
+    """An instance of the dataclass `kind`. Raises Problem for an unknown flag, a bad value or a bad config file.
+
+    A field named `config` makes --config FILE be read first. --help prints and exits 0.
+    """
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    path = _value_of("--config", argv) if "config" in names else None
+    given = [] if path is None else [token for flag in _from_toml(kind, Path(path)) for token in flag]
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=f"fbackprop {verb}", args=[*given, *argv], config=(tyro.conf.FlagCreatePairsOff,))
+    except SystemExit as exit:
+        if exit.code == 0:
+            sys.exit(0)
+        raise Problem(f"{verb}: {_plain(said.getvalue())}. fbackprop {verb} --help lists the options") from None
+
+
+def screen(quiet: bool = False) -> Console:
+    """stdout for people: as wide as the terminal, wide enough for a table where there is none."""
+    return Console(highlight=False, markup=False, quiet=quiet, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+
+
+def _value_of(flag: str, argv: list[str]) -> str | None:
+    for i, token in enumerate(argv):
+        if token == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if token.startswith(f"{flag}="):
+            return token.partition("=")[2]
+    return None
+
+
+def _from_toml(kind: type, path: Path) -> list[list[str]]:
+    """The file's keys as flags, each checked against the type of its field."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileProblem(f"{path}: expected a readable TOML file, got: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Problem(f"{path}: expected TOML, got: {error}") from error
+    types = {name: hint for name, hint in get_type_hints(kind).items() if name not in ("model", "config")}
+    flags = []
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name == "model":
+            continue  # a run's own config.toml names it; the command line decides
+        if name not in types:
+            close = get_close_matches(name, types, 1)
+            raise Problem(f"{path}: key {key!r}: expected one of {', '.join(sorted(types))}."
+                          + (f" Did you mean {close[0]}?" if close else ""))
+        wanted = [t for t in get_args(types[name]) or (types[name],) if t is not type(None)]
+        if not any(value == t or (isinstance(t, type) and _is_a(value, t)) for t in wanted):
+            expected = " or ".join(t.__name__ if isinstance(t, type) else repr(t) for t in wanted)
+            raise Problem(f"{path}: {key}: expected {expected}, got {json.dumps(value, default=str)}")
+        flag = f"--{name.replace('_', '-')}"
+        if not isinstance(value, bool):
+            flags.append([flag, str(value)])
+        elif value:
+            flags.append([flag])
+    return flags
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, kind) or (kind is float and isinstance(value, int))
+
+
+def _plain(text: str) -> str:
+    """tyro's framed message as one line."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    lines = [line.strip(" │─╭╮╰╯|+-") for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith(("Parsing error", "For full helptext", "usage:"))]
+    return " ".join(lines).rstrip(".")

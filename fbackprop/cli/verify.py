@@ -1,0 +1,115 @@
+"""fbackprop verify: every rule here by every oracle, or your own layer or network."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from rich.table import Table
+from tyro.conf import Positional
+
+from ..problem import Failure, Problem
+from .options import parse, screen
+
+
+@dataclass(frozen=True)
+class Options:
+    """Judge reverse rules by jax.vjp, dot products, central differences and the Taylor remainder."""
+
+    model: Positional[str | None] = None
+    """mlp or mnist, or your own file.py:function returning (net, loss, batches), a Layer, or (Layer, x). None: all rules."""
+    layer: str | None = None
+    """Only this layer, or this family (a file of fbackprop/layers)."""
+    draws: int = 3000
+    """Points at which right rules may raise no false alarm."""
+    seed: int = 0
+    """Of the values drawn."""
+    json: bool = False
+    """The last line of stdout is one JSON object."""
+
+
+def run(argv: list[str]) -> int:
+    options = parse(Options, "verify", argv)
+    if options.draws < 0 or options.seed < 0:
+        raise Problem("draws and seed: expected whole numbers of at least 0")
+    counts = _table(options) if options.model is None else _own(options)
+    if options.json:
+        print(json.dumps({"verb": "verify", **counts}))
+    bad = counts["wrong"] or counts["caught"] < counts["planted"] or counts["false_alarms"]
+    return 1 if bad else 0
+
+
+def _table(options: Options) -> dict[str, Any]:
+    from ..verify.cases import CASES
+    from ..verify.table import verify_table
+
+    cases, began = CASES, time.perf_counter()
+    if options.layer is not None:
+        family = {case: case.family for case in CASES}
+        cases = tuple(case for case in CASES if options.layer in (case.of, family[case]))
+        if not cases:
+            names = sorted({case.of for case in CASES} | set(family.values()))
+            close = get_close_matches(options.layer, names, 1)
+            raise Problem(f"layer {options.layer!r}: expected one of {', '.join(names)}."
+                          + (f" Did you mean {close[0]}?" if close else ""))
+    table = Table("layer", "verdict", "planted bugs caught", "draws", "false alarms")
+    details: list[str] = []
+
+    def show(result: Any) -> None:
+        print(f"{result.case.name}: {result.report.verdict}", file=sys.stderr)
+        table.add_row(result.case.name, result.report.verdict, f"{result.planted - len(result.missed)} of {result.planted}",
+                      str(result.draws), str(len(result.alarms)))
+        if not result.as_expected:
+            details.append(f"{result.case.name}: {result.report}")
+            details.extend(f"missed: {name}" for name in result.missed)
+            details.extend(f"false alarm: {finding}" for finding in result.alarms[:3])
+
+    counts = verify_table(cases, options.draws, options.seed, show)
+    console = screen()
+    console.print(table)
+    for line in details:
+        console.print(line)
+    console.print(f"{counts['cases']} cases of {counts['layers']} layers: {counts['ok']} OK, {counts['wrong']} WRONG, "
+                  f"{counts['kink']} at a kink, {counts['noisy']} noisy. Planted bugs caught: {counts['caught']} of "
+                  f"{counts['planted']}. False alarms: {counts['false_alarms']} in {counts['draws']} draws. "
+                  f"{time.perf_counter() - began:.0f} s")
+    return counts
+
+
+def _own(options: Options) -> dict[str, Any]:
+    """One report on the user's network or layer, counted as the table's are."""
+    if options.layer is not None:
+        raise Problem("--layer: expected with the built-in rules alone. Leave it or the model out")
+    from ..layer import Layer
+    from ..train.config import TrainConfig
+    from ..train.task import MODELS, call, load_task
+    from ..verify.check import check_layer, check_network
+    from ..verify.own import input_for
+
+    assert options.model is not None
+    config = TrainConfig(options.model, seed=options.seed)
+    made = None if options.model in MODELS else call(options.model)
+    try:
+        if isinstance(made, Layer):
+            report = check_layer(made, input_for(made), seed=options.seed)
+        elif isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Layer):
+            report = check_layer(*made, seed=options.seed)
+        else:
+            import jax
+
+            task = load_task(config, made)
+            batch = task.batches(options.seed, 0)
+            params = task.net.init(jax.random.key(options.seed), batch if task.loss is None else batch[0])
+            report = check_network(task.net, task.loss, params, batch, seed=options.seed)
+    except (TypeError, ValueError) as error:
+        raise Problem(f"{options.model}: {error}") from error
+    except NotImplementedError as error:
+        raise Failure(f"{options.model}: the backward is not written yet: {error}") from error
+    print(report)
+    counts = {name: int(report.verdict == name.upper()) for name in ("ok", "wrong", "kink", "noisy")}
+    worst = {} if report.worst is None else report.worst.summary
+    return {"layers": 1, "cases": 1, **counts, "planted": 0, "caught": 0, "false_alarms": 0, "worst": worst}

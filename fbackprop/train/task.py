@@ -1,0 +1,131 @@
+"""What MODEL names: a network, its loss and its batches, built in or from the user's own file.py:function."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .. import data
+from ..errors import show
+from ..layer import Layer
+from ..losses import softmax_cross_entropy
+from ..models.mlp import mlp
+from ..problem import FileProblem, Problem
+from .config import TrainConfig
+
+TEMPLATE = "def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to train. `batches` is pure in (seed, step); `test` a held-out (x, target) when there is one.
+
+    steps_per_epoch is None for batches without end. classes: targets are class numbers, so accuracy means something.
+    """
+
+    name: str
+    net: Layer
+    loss: Layer | None
+    batches: Callable[[int, int], Any]
+    steps_per_epoch: int | None = None
+    test: Any = None
+    classes: bool = False
+
+
+def mnist(config: TrainConfig) -> Task:
+    """Handwritten digits by an mlp: the 5000 in the package, split 4000 / 1000, or all of MNIST from config.data."""
+    digits = data.digits(config.data)
+    try:
+        batches = data.shuffled_batches(*digits.train, config.batch_size)
+    except ValueError as error:
+        raise Problem(str(error)) from error
+    return Task(config.model, mlp(), softmax_cross_entropy(), batches, batches.steps_per_epoch, digits.test, classes=True)
+
+
+MODELS: dict[str, Callable[[TrainConfig], Task]] = {"mnist": mnist, "mlp": mnist}
+
+
+def load_task(config: TrainConfig, made: Any = None) -> Task:
+    """The Task `config.model` names, or the one `made`, what its function returned, stands for.
+
+    Raises Problem for a name, a file or a function that is not what it should be.
+    """
+    if config.model in MODELS:
+        return MODELS[config.model](config)
+    if config.data is not None:
+        raise Problem(f"--data: {config.model} makes its own batches. Leave --data out")
+    made = call(config.model) if made is None else made
+    ok = isinstance(made, tuple) and len(made) == 3
+    if not ok or not isinstance(made[0], Layer) or not isinstance(made[1], Layer | None) or not callable(made[2]):
+        raise Problem(f"{config.model}: expected (net, loss, batches), that is (Layer, Layer or None, function), got "
+                      f"{describe(made)}. Template: {TEMPLATE}")
+    net, loss, batches = made
+
+    def checked(seed: int, step: int) -> Any:
+        with users_code(config.model, "batches(seed, step)"):
+            batch = batches(seed, step)
+        if loss is not None and not (isinstance(batch, tuple) and len(batch) == 2):
+            raise Problem(f"{config.model}: batches(seed, step): expected a pair (x, target), got {describe(batch)}")
+        return batch
+
+    return Task(config.model, net, loss, checked)
+
+
+def call(model: str) -> Any:
+    """What the function of a `file.py:function` returns. Raises Problem: no such model, file or function, or it raised."""
+    path, colon, name = model.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        close = get_close_matches(model, MODELS, 1)
+        hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
+        raise Problem(f"model {model!r}: expected one of {', '.join(MODELS)} or file.py:function. {hint}")
+    file = Path(path)
+    if not file.is_file():
+        raise FileProblem(f"{file}: expected a Python file, found none. The working directory is {Path.cwd()}")
+    with users_code(model, "importing the file"):
+        module = _import(file)
+    function = getattr(module, name, None)
+    if not callable(function):
+        close = get_close_matches(name, [key for key, value in vars(module).items() if callable(value)], 1)
+        raise Problem(f"{file}: expected a function {name!r}, found none." + (f" Did you mean {close[0]}?" if close else ""))
+    with users_code(model, f"{name}()"):
+        return function()
+
+
+def _import(file: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent.resolve()))  # the file may import its neighbours
+    sys.modules[file.stem] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def users_code(model: str, what: str) -> Iterator[None]:
+    """Whatever the user's code raises becomes a Problem that says what was raised and in which line of their file."""
+    try:
+        yield
+    except Problem:
+        raise
+    except (Exception, SystemExit) as error:
+        file = Path(model.rpartition(":")[0]).name
+        lines = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).name == file]
+        number = lines[-1].lineno if lines else getattr(error, "lineno", None)  # a SyntaxError has no frame in the file
+        where = f"{file}, line {number}" if number else file
+        raise Problem(f"{model}: {what} raised {type(error).__name__}: {error} ({where})") from error
+
+
+def describe(value: Any) -> str:
+    """What the user's function returned, in a few words."""
+    if isinstance(value, tuple):
+        return f"({', '.join(describe(v) for v in value)})"
+    return f"Layer {value.name}" if isinstance(value, Layer) else show(value)
