@@ -90,8 +90,12 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def _plain(text: str) -> str:
-    """tyro's framed message as one line."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", text)
-    lines = [line.strip(" │─╭╮╰╯|+-") for line in text.splitlines()]
-    lines = [line for line in lines if line and not line.startswith(("Parsing error", "For full helptext", "usage:"))]
-    return " ".join(lines).rstrip(".")
+    """tyro's framed message as one line: what is wrong and the nearest option, without the frame and the help text."""
+    lines = (_unframed(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
+    words = " ".join([line for line in lines if line][1:])  # the first is the frame's title
+    return re.split(r"Argument helptext|For full helptext", words)[0].strip(" .")
+
+
+def _unframed(line: str) -> str:
+    line = line.strip("│─╭╮╯╰| ")
+    return "" if not line.strip("-+ ") else line.lstrip(" ")

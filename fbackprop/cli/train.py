@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from ..train.config import TrainConfig
 from .options import parse, screen
+from .signals import between_steps
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ def run(argv: list[str]) -> int:
         console.print(network_table(task.name, summarize(task.net, task.loss, params, batch)))
         how = "hand-written chain" if config.backward == "manual" else "jax.value_and_grad"
         console.print(f"{total.steps} steps of Adam, rate from {config.lr:g} down a cosine, backward pass: {how}\n")
-    with progress(total.steps, options.quiet) as on_step:
-        _, last, error = fit(task, config, params, directory, lambda epoch: console.print(epoch_line(epoch)), on_step)
+    with between_steps() as check, progress(total.steps, options.quiet) as show:
+        say = lambda epoch: console.print(epoch_line(epoch), soft_wrap=True)
+        _, last, error = fit(task, config, params, directory, say, lambda step: (check(), show(step)))
     seconds = time.perf_counter() - began
     result = {
         "verb": "train", "model": config.model, "backward": config.backward, "steps": total.steps,

@@ -1,0 +1,44 @@
+# make demo   sets everything up and runs the main job: a network learns real digits by the hand-written chain
+# make test   sets everything up and runs the tests that are not slow
+# make lock   makes requirements.lock again (needs uv)
+# PYTHON=python3.13 selects the interpreter, VENV= the directory it is set up in.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+.PHONY: demo test lint peers lock clean
+
+demo: $(VENV)/installed
+	$(BIN)/fbackprop train mnist
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers"
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+# What the tests marked peers compare with. Where pip knows a CPU build of torch, ask for it by its index first.
+peers: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 flax equinox mlxtend==0.25.0
+
+# The stamp is made last, so a setup that was interrupted starts over.
+$(VENV)/installed: requirements.lock pyproject.toml
+ifdef UV
+	$(UV) venv --quiet --seed --allow-existing --python $(PYTHON) $(VENV)
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps -e .
+else
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+endif
+	touch $@
+
+lock:
+	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --quiet \
+	  --extra cli --extra test --extra lint pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV)
