@@ -43,14 +43,25 @@ from fbackprop import (
 )
 from fbackprop.layer import is_carried, join
 
+# programs that run once: compiled four times as fast, into slower code
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+jit = partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+
 KEY = jax.random.key(0)
-X = jax.random.normal(jax.random.key(1), (7, 5))
-T = jax.random.normal(jax.random.key(2), (7, 3))
+X, T = (jnp.asarray(np.random.default_rng(0).standard_normal((7, width)), jnp.float32) for width in (5, 3))
+
+
+def waves(key, shape, dtype):
+    """Weights that cost no compilation."""
+    return jnp.asarray(np.sin(1 + np.arange(np.prod(shape))).reshape(shape) / np.sqrt(shape[0]), dtype)
+
+
+thin = partial(dense, w_init=waves)
 
 
 def passing(params):
     """What a backward returns for params whose State does not change."""
-    return jax.tree.map(lambda n: Next(n.value), params, is_leaf=is_carried)
+    return jax.tree.map(lambda n: Next(n.value) if is_carried(n) else n, params, is_leaf=is_carried)
 
 
 def dropout(rate):
@@ -83,22 +94,31 @@ def centre():
     def init(key, x):
         return {"mean": State(jnp.full(x.shape[-1:], 0.5, x.dtype)), "scale": jnp.ones(x.shape[-1:], x.dtype)}
 
-    frozen = Layer("centred()", init, forward, lambda params, x, dy: (
-        {**backward(params, x, dy)[0], "mean": Next(params["mean"].value)}, params["scale"] * dy))
+    def backward_off(params, x, dy):
+        dparams, dx = backward(params, x, dy)
+        return {**dparams, "mean": Next(params["mean"].value)}, dx
+
+    frozen = Layer("centred()", init, forward, backward_off)
     return Layer("centre()", init, forward, backward, inference=frozen)
 
 
-NET = chain(dense(4), centre(), tanh(), dropout(0.3), skip(chain(dense(4), tanh())), dense(3))
+NET = chain(thin(4), centre(), tanh(), dropout(0.3), skip(chain(thin(4), tanh())), thin(3))
 PARAMS = NET.init(KEY, X)
-BY_HAND = jax.jit(value_and_grad(NET, mse()))
-AUTO = jax.jit(auto_value_and_grad(NET, mse()))
-CALM = chain(dense(4), tanh(), skip(dense(4)), softplus(), dense(3))  # smooth and without State
+BY_HAND = jit(value_and_grad(NET, mse()))
+AUTO = jit(auto_value_and_grad(NET, mse()))
+CALM = chain(thin(4), tanh(), skip(thin(4)), softplus(), thin(3))  # smooth and without State
+WEIGHTS = CALM.init(KEY, X)
 
 
 def raw(tree):
     """Random keys as the numbers they hold."""
     is_key = lambda a: hasattr(a, "dtype") and jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key)
     return jax.tree.map(lambda a: np.asarray(jax.random.key_data(a) if is_key(a) else a), tree)
+
+
+def wide(tree):
+    """In float64: under jax.enable_x64(True) only."""
+    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a, np.float64)), tree)
 
 
 def assert_same(got, wanted, rtol=0.0):
@@ -205,12 +225,12 @@ def test_graft_refuses(params, into, text):
 
 def test_a_layer_is_a_leaf_and_hashable():
     assert jax.tree.leaves(NET) == [NET]
-    forward = jax.jit(lambda net, params, x: predict(net)(params, x), static_argnums=0)
-    assert_same(forward(NET, PARAMS, X), jax.jit(predict(NET))(PARAMS, X))
+    forward = jit(lambda net, params, x: predict(net)(params, x), static_argnums=0)
+    assert_same(forward(NET, PARAMS, X), jit(predict(NET))(PARAMS, X))
 
 
 def test_static_goes_through_jit_and_back():
-    double = jax.jit(lambda kept: (2 * kept[0], Static(kept[1].value + (1,))))
+    double = jit(lambda kept: (2 * kept[0], Static(kept[1].value + (1,))))
     y, kept = double((W, Static((2, 3))))
     assert kept == Static((2, 3, 1))
     assert_same(y, jnp.asarray(2 * W))
@@ -226,19 +246,19 @@ def test_init_by_specs_is_init_by_arrays():
 
 
 def test_init_runs_under_jit_and_eval_shape():
-    assert_same(jax.jit(NET.init)(KEY, X), PARAMS, 1e-6)
+    assert_same(jit(NET.init)(KEY, X), PARAMS, 1e-6)
     assert jax.tree.structure(jax.eval_shape(NET.init, KEY, X)) == jax.tree.structure(PARAMS)
 
 
 def test_equal_layers_start_from_different_weights():
-    first, second = chain(dense(5), dense(5)).init(KEY, X)
+    first, second = chain(dense(4), dense(4)).init(KEY, X[:, :4])
     assert not np.array_equal(first["w"], second["w"])
 
 
 def test_a_chain_of_chains_computes_what_the_flat_chain_does():
-    flat, nested = chain(dense(4), tanh(), dense(3)), chain(chain(dense(4), tanh()), chain(), chain(dense(3)))
+    flat, nested = chain(thin(4), tanh(), thin(3)), chain(chain(thin(4), tanh()), chain(), chain(thin(3)))
     a, b, c = flat.init(KEY, X)
-    run = jax.jit(lambda net, params: value_and_grad(net, mse())(params, (X, T)), static_argnums=0)
+    run = jit(lambda net, params: value_and_grad(net, mse())(params, (X, T)), static_argnums=0)
     value, (da, db, dc) = run(flat, (a, b, c))
     assert_same(run(nested, ((a, b), (), (c,))), (value, ((da, db), (), (dc,))), 1e-6)
 
@@ -246,14 +266,14 @@ def test_a_chain_of_chains_computes_what_the_flat_chain_does():
 # ---- gradients
 
 
-@pytest.mark.parametrize("net", [CALM, chain(flatten(), dense(3)), skip(tanh())], ids=repr)
+@pytest.mark.parametrize("net", [CALM, chain(flatten(), thin(3)), skip(tanh())], ids=repr)
 def test_vjp_is_jax_vjp(net):
     with jax.enable_x64(True):
-        x = X.astype(jnp.float64)
+        x = wide(X)
         params = net.init(KEY, x)
-        dy = jnp.cos(jax.eval_shape(predict(net), params, x).shape[-1] * jnp.ones(predict(net)(params, x).shape))
+        dy = x[:, : jax.eval_shape(predict(net), params, x).shape[1]] + 1
 
-        @jax.jit
+        @jit
         def both(params, x, dy):
             (y, pullback), (y_auto, auto) = vjp(net, params, x), jax.vjp(predict(net), params, x)
             return (y, pullback(dy), pullback(-2 * dy)), (y_auto, auto(dy), auto(-2 * dy))  # a pullback may run twice
@@ -276,7 +296,7 @@ def test_next_values_are_the_successors(run):
 
 def test_auto_keeps_a_state_that_holds_nothing():  # found: grads have None there, not Next(()), and update loses the State
     empty = Layer("empty()", lambda key, x: State(()), lambda params, x: (x, ()), lambda params, _, dy: (Next(()), dy))
-    net = chain(empty, dense(3))
+    net = chain(empty, thin(3))
     params = net.init(KEY, X)
     assert_same(auto_value_and_grad(net, mse())(params, (X, T)), value_and_grad(net, mse())(params, (X, T)), 1e-6)
 
@@ -297,19 +317,19 @@ def test_seed_has_to_be_a_scalar():  # found: a seed of shape (3,) is broadcast 
 
 def test_a_net_may_end_in_its_loss():
     whole = chain(CALM, from_function(lambda _, y: jnp.mean(jnp.square(y))))
-    params = CALM.init(KEY, X)
-    value, (grads, _) = jax.jit(value_and_grad(whole))((params, ()), X)
-    assert_same((value, grads), jax.jit(value_and_grad(CALM, mse()))(params, (X, jnp.zeros((7, 3)))), 1e-5)
+    params = WEIGHTS
+    value, (grads, _) = jit(value_and_grad(whole))((params, ()), X)
+    assert_same((value, grads), jit(value_and_grad(CALM, mse()))(params, (X, jnp.zeros((7, 3)))), 1e-5)
 
 
 def test_numpy_batches_are_legal_outside_jit_too():  # found: a ValueError for float64 arrays, which jit takes as float32
     batch = np.asarray(X, np.float64), np.asarray(T, np.float64)
-    assert_same(value_and_grad(CALM, mse())(CALM.init(KEY, X), batch),
-                jax.jit(value_and_grad(CALM, mse()))(CALM.init(KEY, X), batch), 1e-5)
+    assert_same(value_and_grad(CALM, mse())(WEIGHTS, batch),
+                jit(value_and_grad(CALM, mse()))(WEIGHTS, batch), 1e-5)
 
 
 def test_init_takes_numpy_arrays():  # found: float64, numpy's default, warns that it is truncated, in each dense
-    assert_same(CALM.init(KEY, np.asarray(X, np.float64)), CALM.init(KEY, X))
+    assert_same(CALM.init(KEY, np.asarray(X, np.float64)), WEIGHTS)
 
 
 def test_integer_leaves_of_params_have_cotangent_none_in_both_arms():  # found: auto raises, by hand returns None
@@ -332,9 +352,9 @@ def doubled(layer):
 
 
 def test_rules_change_the_layer_they_name_and_what_comes_before_it():
-    params = CALM.init(KEY, X)
-    plain = jax.jit(value_and_grad(CALM, mse()))(params, (X, T))
-    value, grads = jax.jit(value_and_grad(CALM, mse(), rules={"2": doubled, "4": doubled}))(params, (X, T))
+    params = WEIGHTS
+    plain = jit(value_and_grad(CALM, mse()))(params, (X, T))
+    value, grads = jit(value_and_grad(CALM, mse(), rules={"2": doubled, "4": doubled}))(params, (X, T))
     factors = [4, 4, 4, 2, 2]
     wanted = tuple(jax.tree.map(lambda g, f=f: f * g, g) for f, g in zip(factors, plain[1], strict=True))
     assert_same((value, grads), (plain[0], wanted), 1e-6)
@@ -403,8 +423,8 @@ def test_inference_reaches_every_layer_or_raises():  # found: below a combinator
 
 def test_inference_keeps_params_and_has_a_backward_pass():
     off = inference(NET)
-    value, grads = jax.jit(value_and_grad(off, mse()))(PARAMS, (X, T))
-    assert_same((value, grads), jax.jit(auto_value_and_grad(off, mse()))(PARAMS, (X, T)), 1e-6)
+    value, grads = jit(value_and_grad(off, mse()))(PARAMS, (X, T))
+    assert_same((value, grads), jit(auto_value_and_grad(off, mse()))(PARAMS, (X, T)), 1e-6)
     assert_same(merge(split(PARAMS)[0], split(grads)[1]), PARAMS)  # its State stays what it was
     h = jnp.tanh(predict(dense(4))(PARAMS[0], X) - PARAMS[1]["mean"].value)
     h = h + jnp.tanh(predict(dense(4))(PARAMS[4][0][0], h))
@@ -420,7 +440,7 @@ def test_custom_vjp_is_the_hand_rule_inside_jax_grad(jit):
     f, loss = as_custom_vjp(NET), as_custom_vjp(mse())
     value = lambda trainable, x: loss((), (f(merge(trainable, state), x), T))
     grad = jax.value_and_grad(value, argnums=(0, 1))
-    got_value, (gradients, dx) = (jax.jit(grad) if jit else grad)(trainable, X)
+    got_value, (gradients, dx) = (jit(grad) if jit else grad)(trainable, X)
     wanted_value, wanted = BY_HAND(PARAMS, (X, T))
     assert_same((got_value, gradients), (wanted_value, split(wanted)[0]), 1e-6)
     assert dx.shape == X.shape
@@ -428,7 +448,7 @@ def test_custom_vjp_is_the_hand_rule_inside_jax_grad(jit):
 
 def test_custom_vjp_runs_the_rule_and_not_jax():
     f = as_custom_vjp(doubled(dense(3)))
-    params = dense(3).init(KEY, X)
+    params = thin(3).init(KEY, X)
     got = jax.grad(lambda params: jnp.sum(f(params, X)))(params)
     assert_same(got, jax.grad(lambda params: 2 * jnp.sum(predict(dense(3))(params, X)))(params), 1e-6)
 
@@ -439,19 +459,19 @@ def test_custom_vjp_takes_integer_inputs_and_outputs():
                  lambda params, ids, dy: ({"rows": jnp.zeros_like(params["rows"]).at[ids].add(dy[0])}, None))
     f, ids = as_custom_vjp(take), jnp.array([0, 3, 3])
     params = take.init(KEY, ids)
-    got = jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(f(params, ids)[0]))))(params)
+    got = jit(jax.grad(lambda params: jnp.sum(jnp.sin(f(params, ids)[0]))))(params)
     assert_same(got, jax.grad(lambda params: jnp.sum(jnp.sin(params["rows"][ids])))(params), 1e-6)
 
 
 def test_custom_vjp_under_vmap():
-    net, params = dense(3), dense(3).init(KEY, X)
-    grad = lambda f: jax.jit(jax.vmap(jax.grad(lambda params, x, t: jnp.sum((f(params, x) - t) ** 2)), (None, 0, 0)))
+    net, params = dense(3), thin(3).init(KEY, X)
+    grad = lambda f: jit(jax.vmap(jax.grad(lambda params, x, t: jnp.sum((f(params, x) - t) ** 2)), (None, 0, 0)))
     assert_same(grad(as_custom_vjp(net))(params, X, T), grad(predict(net))(params, X, T), 1e-6)
 
 
 def test_custom_vjp_of_a_loss_takes_class_numbers():
     labels, loss = jnp.array([0, 2, 1, 1, 0, 2, 2]), softmax_cross_entropy()
-    got = jax.jit(jax.grad(lambda x: as_custom_vjp(loss)((), (x, labels))))(T)
+    got = jit(jax.grad(lambda x: as_custom_vjp(loss)((), (x, labels))))(T)
     assert_same(got, jax.grad(lambda x: optax.losses.softmax_cross_entropy_with_integer_labels(x, labels).mean())(T), 1e-5)
 
 
@@ -459,13 +479,19 @@ def test_custom_vjp_of_a_loss_takes_class_numbers():
 
 
 def test_vmap_over_nets_started_from_several_keys():
-    keys = jax.random.split(KEY, 2)
-    many = jax.vmap(NET.init, (0, None))(keys, X)
-    one = NET.init(keys[1], X)
-    values, grads = jax.jit(jax.vmap(value_and_grad(NET, mse()), (0, None)))(many, (X, T))
-    value, wanted = BY_HAND(one, (X, T))
-    assert_same((values[1], split(jax.tree.map(lambda g: g[1], grads))[0]), (value, split(wanted)[0]), 1e-5)
-    assert_same(jax.tree.map(lambda g: g[1], split(grads)[1]), split(wanted)[1], 1e-6)
+    net, keys = chain(dense(4), dropout(0.3), thin(3)), jax.random.split(KEY, 2)
+
+    @jit
+    def all_at_once(keys):
+        many = jax.vmap(net.init, (0, None))(keys, X)
+        return many, jax.vmap(value_and_grad(net, mse()), (0, None))(many, (X, T))
+
+    @jit
+    def one(key):
+        params = net.init(key, X)
+        return params, value_and_grad(net, mse())(params, (X, T))
+
+    assert_same(jax.tree.map(lambda a: a[1], all_at_once(keys)), one(keys[1]), 1e-5)
 
 
 def test_scan_of_steps_is_the_loop_of_steps():
@@ -478,8 +504,8 @@ def test_scan_of_steps_is_the_loop_of_steps():
 
     carry = PARAMS, tx.init(split(PARAMS)[0])
     batches = jax.tree.map(lambda a: jnp.stack([a, 2 * a, -a]), (X, T))
-    got = jax.jit(partial(jax.lax.scan, step))(carry, batches)
-    values, once = [], jax.jit(step)
+    got = jit(partial(jax.lax.scan, step))(carry, batches)
+    values, once = [], jit(step)
     for i in range(3):
         carry, value = once(carry, jax.tree.map(lambda a, i=i: a[i], batches))
         values.append(value)
@@ -488,12 +514,11 @@ def test_scan_of_steps_is_the_loop_of_steps():
 
 def test_jvp_of_the_gradient_is_the_hessian_vector_product():
     with jax.enable_x64(True):
-        x, t = X.astype(jnp.float64), T.astype(jnp.float64)
-        params = CALM.init(KEY, x)
-        some = lambda seed: jax.tree.map(lambda a: jax.random.normal(jax.random.key(seed), a.shape, a.dtype), params)
+        x, t, params = wide((X, T, WEIGHTS))
+        some = lambda seed: jax.tree.map(lambda a: np.random.default_rng(seed).standard_normal(a.shape), params)
         u, v = some(3), some(4)
 
-        @jax.jit
+        @jit
         def products(params):
             product = lambda run, v: jax.jvp(lambda params: run(CALM, mse())(params, (x, t))[1], (params,), (v,))[1]
             return product(value_and_grad, u), product(value_and_grad, v), product(auto_value_and_grad, v)
@@ -505,12 +530,12 @@ def test_jvp_of_the_gradient_is_the_hessian_vector_product():
 
 
 def test_what_nobody_asks_for_is_not_computed():
-    net, x = chain(dense(64), tanh(), dense(32)), jnp.zeros((16, 48))
+    net, x = chain(thin(64), tanh(), thin(32)), jnp.zeros((16, 48))
     params, dy = net.init(KEY, x), jnp.zeros((16, 32))
     asked = {"both": lambda pulled: pulled, "dparams": lambda pulled: pulled[0], "dx": lambda pulled: pulled[1], "none": lambda _: ()}
 
     def flops(ask):
-        program = jax.jit(lambda params, x, dy: ask(vjp(net, params, x)[1](dy)))
+        program = jit(lambda params, x, dy: ask(vjp(net, params, x)[1](dy)))
         return program.lower(params, x, dy).compile().cost_analysis().get("flops", 0.0)
 
     both, dparams, dx, none = (flops(ask) for ask in asked.values())
@@ -521,8 +546,8 @@ def test_what_nobody_asks_for_is_not_computed():
 
 
 def test_layers_are_named_in_the_compiled_program():
-    net = chain(dense(4), skip(chain(tanh(), dense(4))))
-    text = jax.jit(value_and_grad(net, mse())).lower(net.init(KEY, X), (X, X[:, :4])).as_text(debug_info=True)
+    net = chain(thin(4), skip(chain(tanh(), thin(4))))
+    text = jit(value_and_grad(net, mse())).lower(net.init(KEY, X), (X, X[:, :4])).as_text(debug_info=True)
     for scope in ("dense(4)", "skip(chain(tanh(), dense(4)))/chain(tanh(), dense(4))/tanh()", "mse()"):
         assert scope in text
 
@@ -531,14 +556,14 @@ def test_layers_are_named_in_the_compiled_program():
 
 
 def assert_module(fn, params, x, t):
-    """A net around `fn(params, x)` has jax.grad's gradients, and trains."""
-    net = chain(from_function(fn, lambda key, x: params), tanh(), dense(3))
+    """A net around `fn(params, x)` has jax.grad's gradients, and an optimizer takes them."""
+    net = chain(from_function(fn, lambda key, x: params), tanh(), thin(3))
     params = net.init(KEY, x)
     wanted = jax.value_and_grad(lambda p: jnp.mean((jnp.tanh(fn(p[0], x)) @ p[2]["w"] + p[2]["b"] - t) ** 2))
-    got = jax.jit(value_and_grad(net, mse()))(params, (x, t))
-    assert_same(got, jax.jit(wanted)(params), 1e-5)
-    step, tx = make_step(value_and_grad(net, mse()), optax.sgd(0.1)), optax.sgd(0.1)
-    stepped, _, _ = step(jax.tree.map(jnp.copy, params), tx.init(params), (x, t))
+    got = jit(value_and_grad(net, mse()))(params, (x, t))
+    assert_same(got, jit(wanted)(params), 1e-5)
+    tx = optax.sgd(0.1)
+    stepped, _ = jit(partial(update, tx))(params, got[1], tx.init(params))
     assert_same(stepped, jax.tree.map(lambda p, g: p - 0.1 * g, params, got[1]), 1e-5)
 
 
@@ -574,7 +599,7 @@ def test_from_function_passes_state_on_and_integers_by():
 # ---- errors
 
 
-DEEP = chain(dense(4), chain(tanh(), skip(dense(4))), dense(3))
+DEEP = chain(thin(4), chain(tanh(), skip(thin(4))), thin(3))
 GOOD = DEEP.init(KEY, X)
 
 
@@ -590,10 +615,10 @@ WRONG = {
     "nested list": ((GOOD[0], [(), GOOD[1][1]], GOOD[2]), (X, T), TypeError,
                     "layer 1 chain(tanh(), skip(dense(4))): params: expected a tuple of 2 trees"),
     "dtype of a nested w": (deep({"w": jnp.ones((4, 4), jnp.bfloat16), "b": jnp.ones(4)}), (X, T), ValueError,
-                            "layer 1/1/0 dense(4): x and w and b: expected one dtype, got x float32[7,4], w bfloat16[4,4]"),
+                            "layer 1/1/0 dense(4): x and ... expected one dtype, got x float32[7,4], ... w bfloat16[4,4]"),
     "too few trees": (GOOD[:2], (X, T), TypeError, "params: expected a tuple of 3 trees, one per layer, got ("),
     "dtype of x": (GOOD, (X.astype(jnp.bfloat16), T), ValueError,
-                   "layer 0 dense(4): x and w and b: expected one dtype, got x bfloat16[7,5], w float32[5,4]"),
+                   "layer 0 dense(4): x and ... expected one dtype, got x bfloat16[7,5], ... w float32[5,4]"),
     "integer x": (GOOD, (X.astype(int), T), ValueError, "layer 0 dense(4): x: expected a floating dtype, got int32[7,5]"),
     "a pair for x": (GOOD, ((X, X), T), TypeError, "layer 0 dense(4): x: expected one array, got (float32[7,5], float32[7,5])"),
     "batch of one": (GOOD, X, TypeError, "batch: expected a pair (x, target), got float32[7,5]"),
@@ -602,13 +627,15 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("run", [value_and_grad, auto_value_and_grad])
 @pytest.mark.parametrize(("params", "batch", "error", "text"), WRONG.values(), ids=WRONG)
-def test_errors_name_the_layer_what_was_expected_and_what_came(params, batch, error, text):
-    for run in (value_and_grad, auto_value_and_grad):
-        with pytest.raises(error) as caught:
-            jax.eval_shape(run(DEEP, mse()), params, batch)
-        assert type(caught.value) is error
-        assert str(caught.value).startswith(text)
+def test_errors_name_the_layer_what_was_expected_and_what_came(run, params, batch, error, text):
+    with pytest.raises(error) as caught:
+        jax.eval_shape(run(DEEP, mse()), params, batch)
+    assert type(caught.value) is error
+    beginning, *others = text.split(" ... ")
+    assert str(caught.value).startswith(beginning)
+    assert all(other in str(caught.value) for other in others)
 
 
 @pytest.mark.parametrize(("net", "text"), [
@@ -666,8 +693,8 @@ def test_a_hand_written_step_trains_without_autodiff(monkeypatch):
     with pytest.raises(AssertionError, match="autodiff was called"):
         jax.grad(jnp.sin)(1.0)
 
-    net = chain(flatten(), dense(9), centre(), relu(), dropout(0.1), skip(chain(dense(9), tanh())), dense(4))
-    x, labels = jax.random.normal(KEY, (11, 2, 3)), jnp.arange(11) % 4  # shapes that no other test has: nothing is cached
+    net = chain(flatten(), thin(9), centre(), relu(), dropout(0.1), skip(chain(thin(9), tanh())), thin(4))
+    x, labels = jnp.asarray(np.random.default_rng(0).standard_normal((11, 2, 3)), jnp.float32), jnp.arange(11) % 4  # shapes that no other test has: nothing is cached
     params, tx = net.init(KEY, x), optax.adam(0.02)
     step, opt_state, losses = make_step(value_and_grad(net, softmax_cross_entropy()), tx), tx.init(split(params)[0]), []
     for _ in range(30):
