@@ -1,4 +1,4 @@
-"""The command line as people use it: what it answers, and one clear line for every mistake, nothing overwritten, nothing lost."""
+"""The command line as people use it: what it answers, and one clear line for every mistake; nothing is overwritten or lost."""
 
 import json
 import shutil
@@ -123,12 +123,13 @@ BAD = {
     "own batch empty": (changed("(8, 3)", "(0, 3)"), RUN, 2, "empty"),
     "own batch of another shape later": (changed("(8, 3)", "(8, 3 + (step > 0))"), RUN, 2, "mine.py"),
     "own batch of bytes": (changed(".astype(np.float32)", ".astype(np.uint8)"), RUN, 2, "layer 0 dense(4)"),
-    "own batch of doubles": (changed("return x, x @ np.float32", "return x, x.astype(np.float16) @ np.float16"), RUN, 2, "one dtype"),
+    "own batch of two dtypes": (changed("x @ np.float32(", "x.astype(np.float16) @ np.float16("), RUN, 2, "one dtype"),
     "own target would broadcast": (changed("[[1.0], [-2.0], [0.5]]", "[1.0, -2.0, 0.5]"), RUN, 2, "broadcast"),
     "own layers do not fit": (changed("tanh(), dense(1)", "tanh(), softmax_cross_entropy()"), RUN, 2, "layer 2"),
     "own loss has no scalar": (changed("mse()", "None"), RUN, 2, "one array"),
     "epochs of batches without end": (lambda: write(GOOD), ["train", "mine.py:function", "--epochs", "1"], 2, "--steps"),
-    "no longer finite": (changed("rng.standard_normal((8, 3))", "(rng.standard_normal((8, 3)) / (step < 1))"), RUN, 1, "finite"),
+    "no longer finite": (changed("rng.standard_normal((8, 3))", "(rng.standard_normal((8, 3)) / (step < 1))"), RUN, 1,
+                         "finite"),
     "verify an unknown layer": (nothing, ["verify", "--layer", "densse"], 2, "Did you mean dense?"),
     "verify with fewer than no draws": (nothing, ["verify", "--draws=-1"], 2, "draws"),
     "verify one's own and a layer": (lambda: write(GOOD), ["verify", "mine.py:function", "--layer", "dense"], 2, "--layer"),
@@ -257,7 +258,8 @@ def test_info_says_what_is_here(capsys):
 
 @pytest.mark.parametrize("argv", [["--help"], ["train", "--help"], ["verify", "--help"], ["info", "--help"]])
 def test_help_does_not_import_jax(argv):
-    program = f"import sys; from fbackprop.cli import main\ntry: main({argv})\nexcept SystemExit: pass\nassert 'jax' not in sys.modules"
+    program = (f"import sys; from fbackprop.cli import main\ntry: main({argv})\nexcept SystemExit: pass\n"
+               "assert 'jax' not in sys.modules")
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 

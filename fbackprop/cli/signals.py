@@ -21,7 +21,7 @@ class Interrupted(Problem):
 
 @contextmanager
 def between_steps() -> Iterator[Callable[[], None]]:
-    """Yields `check()`, which raises Interrupted once SIGINT or SIGTERM has come. The second signal ends the process at once."""
+    """Yields `check()`, which raises Interrupted once SIGINT or SIGTERM came. A second signal ends the process at once."""
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -16,14 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..compose import replace_rules
-from ..dtypes import is_floating
 from ..layer import Layer, Tree, paths
-from ..layers import elementwise
 from ..layers.function import from_function
+from .cases import KIND_BUGS
+from .cases.case import Wrong, right
 from .oracles import quick_jit
 from .subject import WrongStructure, layer_subject
-
-Wrong = Callable[[Layer, Tree, Any, Any], tuple[Tree, Any]]  # (right layer, params, x, dy) -> (dparams, dx)
 
 # of one leaf g of the result; n is the size of the batch axis
 LEAF_BUGS: dict[str, Callable[[jax.Array, int], jax.Array | None]] = {
@@ -39,68 +37,27 @@ LEAF_BUGS: dict[str, Callable[[jax.Array, int], jax.Array | None]] = {
 }
 
 
-def _right(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return layer.backward(params, layer.forward(params, x)[1], dy)
-
-
 def _only_first(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     first = jax.tree.map(lambda d: jnp.zeros_like(d).at[:1].set(d[:1]) if d.ndim else d, dy)
-    return _right(layer, params, x, first)[0], _right(layer, params, x, dy)[1]
+    return right(layer, params, x, first)[0], right(layer, params, x, dy)[1]
 
 
 def _neighbour(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return _right(layer, params, jax.tree.map(lambda a: jnp.roll(a, 1, 0) if jnp.ndim(a) else a, x), dy)
+    return right(layer, params, jax.tree.map(lambda a: jnp.roll(a, 1, 0) if jnp.ndim(a) else a, x), dy)
 
 
 def _weights_transposed(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     square = lambda w: w.T if jnp.ndim(w) == 2 and w.shape[0] == w.shape[1] else w
-    return _right(layer, params, x, dy)[0], _right(layer, jax.tree.map(square, params), x, dy)[1]
+    return right(layer, params, x, dy)[0], right(layer, jax.tree.map(square, params), x, dy)[1]
 
 
 # of the whole result
 RULE_BUGS: dict[str, Wrong] = {
     "the gradient of the first example alone: the sum over the batch is missing": _only_first,
-    "made without dy: every cotangent taken for 1": lambda f, p, x, dy: _right(f, p, x, jax.tree.map(jnp.ones_like, dy)),
+    "made without dy: every cotangent taken for 1": lambda f, p, x, dy: right(f, p, x, jax.tree.map(jnp.ones_like, dy)),
     "made with the neighbouring example's residuals: an index is off by one": _neighbour,
     "made with the square weight where its transpose belongs": _weights_transposed,
 }
-
-
-def _other_derivative(other: Layer) -> Wrong:
-    return lambda layer, params, x, dy: _right(other, (), x, dy)
-
-
-def _softmax_diagonal(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return (), layer.forward(params, x)[0] * dy
-
-
-def _p_alone(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    dparams, (dlogits, dtarget) = _right(layer, params, x, dy)
-    logits, target = x
-    rows = logits.size // logits.shape[-1]
-    one_hot = target if is_floating(target) else jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
-    return dparams, (dlogits + one_hot * dy / rows, dtarget)
-
-
-def _without_path(path: str) -> Wrong:
-    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        dparams, dx = _right(layer, params, x, dy)
-        return dparams, dy if path == "layer" else jax.tree.map(jnp.subtract, dx, dy)
-
-    return wrong
-
-
-# of one kind of layer, by the first word of its name
-KIND_BUGS: dict[str, dict[str, Wrong]] = {
-    "softmax": {"y dy, without the rank-one term": _softmax_diagonal},
-    "softmax_cross_entropy": {"p, without the - t": _p_alone},
-    "skip": {"without the cotangent of the skipped path": _without_path("skip"),
-             "without the cotangent that came through the layer": _without_path("layer")},
-}
-
-
-def _kind(layer: Layer) -> str:
-    return layer.name.partition("(")[0]
 
 
 def _plant(layer: Layer, wrong: Wrong) -> Layer:
@@ -111,7 +68,7 @@ def _plant(layer: Layer, wrong: Wrong) -> Layer:
 
 def _on_leaf(path: str, change: Callable[[jax.Array, int], jax.Array | None]) -> Wrong:
     def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        dparams, dx = _right(layer, params, x, dy)
+        dparams, dx = right(layer, params, x, dy)
         leaves, treedef = jax.tree.flatten({"params": dparams, "x": dx})
         at = list(paths({"params": dparams, "x": dx})).index(path)
         batch = next((a.shape[0] for a in jax.tree.leaves(x) if jnp.ndim(a)), 1)
@@ -136,13 +93,7 @@ def bugs(layer: Layer, leaves: list[str]) -> Iterator[tuple[str, Layer]]:
 
 
 def _kind_bugs(layer: Layer) -> dict[str, Wrong]:
-    found = dict(KIND_BUGS.get(_kind(layer), {}))
-    if _kind(layer) in elementwise.TABLE:
-        others = {name: getattr(elementwise, name)() for name in elementwise.TABLE}
-        others["the other gelu"] = elementwise.gelu(approximate=False)
-        found |= {f"the derivative of {name}": _other_derivative(other) for name, other in others.items()
-                  if other.name != layer.name}
-    return found
+    return KIND_BUGS.get(layer.name.partition("(")[0], {})
 
 
 def planted_results(layer: Layer, params: Tree, x: Any, leaves: list[str]) -> tuple[list[str], Callable]:

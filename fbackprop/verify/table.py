@@ -33,6 +33,10 @@ class Result:
     alarms: list[Finding] = field(default_factory=list)
 
     @property
+    def kink_wanted(self) -> bool:
+        return self.case.verdict == "KINK" == self.report.verdict
+
+    @property
     def as_expected(self) -> bool:
         return self.report.verdict == self.case.verdict and not self.missed and not self.alarms
 
@@ -95,8 +99,8 @@ def summary(results: Sequence[Result]) -> dict:
     """The counts of a run as one JSON object; `worst` is the finding nearest to its bound, or the first wrong one."""
     verdicts = Counter(result.report.verdict for result in results)
     alarms = [finding for result in results for finding in result.alarms]
-    everything = Report(tuple(finding for result in results for finding in result.report.findings) + tuple(alarms))
-    worst = everything.worst
+    judged = [finding for result in results if not result.kink_wanted for finding in result.report.findings]
+    worst = Report((*judged, *alarms)).worst
     return {
         "layers": len({result.case.of for result in results}), "cases": len(results),
         **{name.lower(): verdicts[name] for name in ("OK", "WRONG", "KINK", "NOISY")},
