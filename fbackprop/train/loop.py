@@ -72,7 +72,7 @@ def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
     """
     batch = task.batches(config.seed, 0)
     try:
-        params = task.net.init(jax.random.key(config.seed), batch if task.loss is None else batch[0])
+        params = jax.jit(task.net.init)(jax.random.key(config.seed), batch if task.loss is None else batch[0])
         jax.eval_shape(value_and_grad(task.net, task.loss), params, batch)
     except (TypeError, ValueError) as error:
         raise Problem(f"{task.name}: {error}") from error
@@ -125,7 +125,7 @@ def _looker(task: Task, config: TrainConfig, total: Plan) -> Callable[[Tree, int
 
     def look(params: Tree, step: int, train_loss: float | None) -> Epoch:
         batch = task.batches(config.seed, step)
-        errors, norms = measure(params, batch, jax.random.key(step))
+        errors, norms = measure(params, batch, step)
         test_loss, accuracy = evaluate(params, task.test if task.test is not None else batch)
         by_layer: dict[str, float] = {}
         for path, norm in norms.items():

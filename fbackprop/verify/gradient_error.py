@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..compose import auto_value_and_grad, value_and_grad
@@ -18,7 +19,7 @@ DRAWS = 3
 
 
 def gradient_error(net: Layer, loss: Layer | None = None, tol: float = TOLERANCE["float32"]) -> Callable:
-    """`(params, batch, key) -> ({path: error}, {path: norm})`, jitted; norm is that of the hand-written gradient.
+    """`(params, batch, seed) -> ({path: error}, {path: norm})`, jitted; norm is that of the hand-written gradient.
 
     error = max abs(a - b) / (max abs(b) + 4 noise / tol): at most `tol` exactly when abs(a - b) <= tol max abs(b) + 4 noise
     holds for the leaf. noise: the largest change of jax.grad's leaf when every floating input and param moves by one unit in
@@ -27,17 +28,17 @@ def gradient_error(net: Layer, loss: Layer | None = None, tol: float = TOLERANCE
     by_hand, by_jax = value_and_grad(net, loss), auto_value_and_grad(net, loss)
 
     @jax.jit
-    def measure(params: Tree, batch: Any, key: jax.Array) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    def measure(params: Tree, batch: Any, seed: int) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         trainable, state = split(params)
         inputs = (trainable, batch)
 
-        def oracle(key: jax.Array) -> dict[str, jax.Array]:
-            moved, batch = _moved(inputs, key)
+        def oracle(draw: jax.Array) -> dict[str, jax.Array]:
+            moved, batch = _moved(inputs, jax.random.key(DRAWS * seed + draw, impl="rbg"))  # rbg compiles in no time
             return paths(split(by_jax(merge(moved, state), batch)[1])[0])
 
         a = paths(split(by_hand(params, batch)[1])[0])
         b = paths(split(by_jax(params, batch)[1])[0])
-        draws = lax.map(oracle, jax.random.split(key, DRAWS))
+        draws = lax.map(oracle, jnp.arange(DRAWS))
         errors = {}
         for path, right in b.items():
             noise = jnp.max(jnp.abs(draws[path] - right), initial=0.0)
@@ -51,11 +52,12 @@ def gradient_error(net: Layer, loss: Layer | None = None, tol: float = TOLERANCE
 
 def _moved(tree: Any, key: jax.Array) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
+    bits = jnp.split(jax.random.bits(key, (sum(leaf.size for leaf in leaves),), jnp.uint8), np.cumsum([a.size for a in leaves])[:-1])
 
-    def move(leaf: jax.Array, key: jax.Array) -> jax.Array:
+    def move(leaf: jax.Array, bits: jax.Array) -> jax.Array:
         if not is_floating(leaf):
             return leaf
-        up = jax.random.bernoulli(key, shape=jnp.shape(leaf))
+        up = (bits & 1).reshape(leaf.shape) == 1
         return jnp.nextafter(leaf, jnp.where(up, jnp.inf, -jnp.inf).astype(leaf.dtype))
 
-    return jax.tree.unflatten(treedef, [move(leaf, k) for leaf, k in zip(leaves, jax.random.split(key, len(leaves)))])
+    return jax.tree.unflatten(treedef, [move(*pair) for pair in zip(leaves, bits)])

@@ -1,0 +1,245 @@
+"""make_step and update: metrics, one compile, donation, every kind of optax transformation, State, the same curve as auto."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fbackprop import (
+    Layer,
+    Next,
+    State,
+    as_custom_vjp,
+    auto_value_and_grad,
+    chain,
+    dense,
+    make_step,
+    mse,
+    skip,
+    softmax_cross_entropy,
+    split,
+    tanh,
+    update,
+    value_and_grad,
+)
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = jnp.asarray(RNG.standard_normal((32, 5)), jnp.float32)
+TARGET = jnp.sin(X[:, :2]) + X[:, 2:4] * X[:, 1:3]
+LABELS = jnp.asarray(X[:, 0] > 0, jnp.int32)
+BATCH = X, TARGET
+
+
+def counter():
+    """Passes x on and counts in its State how often it ran; what it counts stands beside a frozen number."""
+    init = lambda key, x: {"ran": State(jnp.int32(0)), "fixed": State(jnp.float32(7))}
+    backward = lambda params, _, dy: ({"ran": Next(params["ran"].value + 1), "fixed": Next(params["fixed"].value)}, dy)
+    return Layer("counter()", init, lambda params, x: (x, ()), backward)
+
+
+def waves(key, shape, dtype):
+    """Weights that cost no compilation."""
+    return jnp.asarray(np.sin(1 + np.arange(np.prod(shape))).reshape(shape) / np.sqrt(shape[0]), dtype)
+
+
+thin = partial(dense, w_init=waves)
+NET = chain(counter(), thin(8), tanh(), thin(2))
+LOSS = mse()
+
+
+def start(tx, net=NET):
+    params = net.init(KEY, X)
+    return params, tx.init(split(params)[0])
+
+
+def counted(value_and_grad):
+    """`(value_and_grad, traces)`: a list that grows by one with each trace."""
+    traces = []
+
+    def run(params, batch):
+        traces.append(None)
+        return value_and_grad(params, batch)
+
+    return run, traces
+
+
+def train(step, params, opt_state, batch, steps):
+    """`(params, losses)`."""
+    losses = []
+    for _ in range(steps):
+        params, opt_state, metrics = step(params, opt_state, batch)
+        losses.append(float(metrics["loss"]))
+    return params, losses
+
+
+def assert_close(got, wanted, rtol):
+    assert jax.tree.structure(got) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * np.max(np.abs(b)))
+
+
+def norm(tree):
+    return np.sqrt(sum(np.sum(np.square(leaf, dtype=np.float64)) for leaf in jax.tree.leaves(tree)))
+
+
+# ---- one step
+
+
+def test_metrics_are_loss_and_norms():
+    tx = optax.chain(optax.clip_by_global_norm(0.01), optax.sgd(0.5))
+    params, opt_state = start(tx)
+    value, grads = jax.jit(value_and_grad(NET, LOSS))(params, BATCH)
+    stepped, _, metrics = make_step(value_and_grad(NET, LOSS), tx)(params, opt_state, BATCH)
+    wanted = {
+        "loss": float(value),
+        "grad_norm": norm(split(grads)[0]),  # before clipping
+        "update_norm": 0.5 * 0.01,  # after
+        "param_norm": norm(split(stepped)[0]),  # after the step, without State
+    }
+    assert metrics.keys() == wanted.keys()
+    assert {name: float(metric) for name, metric in metrics.items()} == pytest.approx(wanted, rel=1e-5)
+    assert all(metric.shape == () for metric in metrics.values())
+    assert metrics["grad_norm"] > 0.02
+
+
+def test_twenty_steps_are_one_compile_and_old_buffers_are_given_back():
+    by_hand, traces = counted(value_and_grad(NET, LOSS))
+    tx = optax.adam(0.02)
+    step = make_step(by_hand, tx)
+    params, opt_state = start(tx)
+    for _ in range(20):
+        old = jax.tree.leaves((params, opt_state))
+        params, opt_state, _ = step(params, opt_state, BATCH)
+        assert all(leaf.is_deleted() for leaf in old)
+    assert len(traces) == 1
+    assert not X.is_deleted()
+    assert not TARGET.is_deleted()
+
+
+def test_another_batch_size_needs_no_other_params():
+    tx = optax.sgd(0.1)
+    step = make_step(value_and_grad(NET, LOSS), tx)
+    params, opt_state = start(tx)
+    for size in (32, 5):
+        params, opt_state, metrics = step(params, opt_state, (X[:size], TARGET[:size]))
+    assert np.isfinite(metrics["loss"])
+
+
+def test_a_step_is_the_optimizer_on_the_trainable_half_and_the_next_state():
+    params, opt_state = start(optax.sgd(0.3))
+    _, grads = jax.jit(value_and_grad(NET, LOSS))(params, BATCH)
+    wanted = [{name: params[i][name] - 0.3 * grads[i][name] for name in ("w", "b")} for i in (1, 3)]
+    stepped, _, _ = make_step(value_and_grad(NET, LOSS), optax.sgd(0.3))(params, opt_state, BATCH)
+    assert_close(stepped, ({"ran": State(1), "fixed": State(7)}, wanted[0], (), wanted[1]), 1e-6)
+
+
+def test_update_by_hand_in_a_loop_is_make_step():
+    tx = optax.adam(0.02)
+    stepped, losses = train(make_step(value_and_grad(NET, LOSS), tx), *start(tx), BATCH, 5)
+    by_hand, once = jax.jit(value_and_grad(NET, LOSS)), jax.jit(partial(update, tx))
+    (params, opt_state), values = start(tx), []
+    for _ in range(5):
+        value, grads = by_hand(params, BATCH)
+        params, opt_state = once(params, grads, opt_state)
+        values.append(float(value))
+    assert_close(params, stepped, 1e-5)
+    assert losses == pytest.approx(values, rel=1e-5)
+
+
+def test_update_deletes_nothing_and_hands_on_what_the_transformation_asks_for():
+    tx = optax.polyak_sgd(max_learning_rate=0.5)
+    params, opt_state = start(tx)
+    value, grads = jax.jit(value_and_grad(NET, LOSS))(params, BATCH)
+    stepped, _ = update(tx, params, grads, opt_state, value=value)
+    rate = min(0.5, float(value) / norm(split(grads)[0]) ** 2)
+    assert_close(stepped[1]["w"], params[1]["w"] - rate * grads[1]["w"], 1e-5)
+    assert not params[1]["w"].is_deleted()
+    assert stepped[0]["ran"].value == 1
+
+
+@pytest.mark.parametrize("run", [value_and_grad, auto_value_and_grad])
+def test_labels_that_do_not_exist_show_as_a_nan_loss(run):
+    tx = optax.sgd(0.1)
+    step = make_step(run(NET, softmax_cross_entropy()), tx)
+    _, _, metrics = step(*start(tx), (X, LABELS.at[3].set(2)))
+    assert np.isnan(metrics["loss"])
+    assert np.isnan(metrics["grad_norm"])
+
+
+# ---- many steps
+
+
+@pytest.mark.parametrize(("loss", "target"), [(LOSS, TARGET), (softmax_cross_entropy(), LABELS)], ids=["mse", "classes"])
+def test_by_hand_and_auto_have_the_same_loss_curve(loss, target):
+    net, tx = chain(counter(), thin(8), tanh(), skip(thin(8)), tanh(), thin(2)), optax.adam(0.02)
+    curves = [train(make_step(run(net, loss), tx), *start(tx, net), (X, target), 50)
+              for run in (value_and_grad, auto_value_and_grad)]
+    (params, losses), (params_auto, losses_auto) = curves
+    assert losses == pytest.approx(losses_auto, rel=1e-5)
+    assert losses[-1] < 0.5 * losses[0]
+    assert_close(params, params_auto, 1e-3)
+    assert params[0]["ran"].value == 50
+
+
+def by_name(params):
+    """Labels for optax.partition: leaves of State never show up."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key, params)
+
+
+TRANSFORMATIONS = {
+    "sgd": optax.sgd(0.2),
+    "momentum": optax.sgd(0.05, momentum=0.9, nesterov=True),
+    "adam": optax.adam(0.03),
+    "adamw with a mask": optax.adamw(0.03, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+    "clip and a schedule": optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(0.05, 30))),
+    "polyak_sgd": optax.polyak_sgd(max_learning_rate=0.5),
+    "schedule_free": optax.contrib.schedule_free(optax.sgd(0.2), learning_rate=0.2),
+    "MultiSteps": optax.MultiSteps(optax.sgd(0.3), every_k_schedule=2),
+    "partition": optax.partition({"w": optax.adam(0.03), "b": optax.sgd(0.2)}, by_name),
+    "plateau, which asks for value": optax.chain(optax.sgd(0.2), optax.contrib.reduce_on_plateau(patience=5)),
+    "mechanize, which keeps the params": optax.contrib.mechanize(optax.sgd(0.2), s_init=1e-2),  # found: as lbfgs below
+}
+
+
+@pytest.mark.parametrize("tx", TRANSFORMATIONS.values(), ids=TRANSFORMATIONS)
+def test_every_kind_of_transformation_learns_in_one_compile(tx):
+    by_hand, traces = counted(value_and_grad(NET, LOSS))
+    params, losses = train(make_step(by_hand, tx), *start(tx), BATCH, 30)
+    assert losses[-1] < 0.7 * losses[0]
+    assert len(traces) == 1
+    assert params[0]["ran"].value == 30
+    assert params[0]["fixed"].value == 7
+
+
+def line_search(run, tx, aliased):
+    """`(params, losses, traces)` of ten steps with a value_fn of hand-written rules."""
+    f, loss = as_custom_vjp(NET), as_custom_vjp(LOSS)
+    by_hand, traces = counted(run(NET, LOSS))
+    step = make_step(by_hand, tx, value_fn=lambda params, batch: loss((), (f(params, batch[0]), batch[1])))
+    params, opt_state = start(tx)
+    if not aliased:
+        opt_state = jax.tree.map(lambda a: jnp.array(a, a.dtype), opt_state)  # no buffer twice, no weak types
+    return *train(step, params, opt_state, BATCH, 10), traces
+
+
+LBFGS = optax.lbfgs(memory_size=3, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=8))
+
+
+def test_lbfgs_learns_with_a_value_fn_of_hand_written_rules():
+    params, losses, traces = line_search(value_and_grad, LBFGS, aliased=False)
+    assert losses[-1] < 0.3 * losses[0]
+    assert len(traces) == 1
+    assert params[0]["ran"].value == 10  # the line search reads State and does not advance it
+
+
+def test_the_opt_state_of_init_may_be_donated():
+    # found: two trees in lbfgs's first opt_state are the same buffers (mechanize's, prodigy's and cocob's hold the params'
+    # own), and XLA refuses to take a buffer twice: "Attempt to donate the same buffer twice in Execute()"
+    _, losses, _ = line_search(value_and_grad, LBFGS, aliased=True)
+    assert losses[-1] < 0.3 * losses[0]
