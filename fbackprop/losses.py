@@ -82,6 +82,7 @@ def softmax_cross_entropy() -> Layer:
         expect_floating(logits=logits)
         expect(logits.ndim >= 1 and logits.size > 0, "logits", "(..., V) with at least one row and one class", logits,
                "Is the batch empty?")
+        expect(hasattr(target, "dtype"), "target", "one array", target, error=TypeError)
         x = wide(logits)
         top = jax.lax.stop_gradient(jnp.max(x, axis=-1))  # (...); subtracted first, or a common offset would eat the digits
         x = x - _column(top, x)
@@ -95,7 +96,7 @@ def softmax_cross_entropy() -> Layer:
             expect(target.shape == logits.shape[:-1], "target", f"class numbers of shape {logits.shape[:-1]}", target,
                    "One-hot targets must be floating")
             rows = log_sum - jnp.sum(jnp.where(_one_hot(target, x), x, 0), axis=-1)
-            rows = jnp.where(_legal(target, x), rows, jnp.nan)
+            rows = rows * jnp.where(_legal(target, x), 1.0, jnp.nan).astype(x.dtype)  # a product: autodiff sees the NaN too
         return jnp.mean(rows), (logits, target, top, log_sum)
 
     def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
@@ -121,8 +122,15 @@ def _column(row: jax.Array, like: jax.Array) -> jax.Array:
 
 def _one_hot(target: jax.Array, like: jax.Array) -> jax.Array:
     """(...) -> (..., V), boolean; a row without a True for an illegal class."""
+    target = _int32(target)
     return _column(target, like) == jax.lax.broadcasted_iota(target.dtype, like.shape, like.ndim - 1)
 
 
 def _legal(target: jax.Array, like: jax.Array) -> jax.Array:
+    target = _int32(target)
     return (target >= 0) & (target < like.shape[-1])
+
+
+def _int32(target: jax.Array) -> jax.Array:
+    """At least 32 bits: a byte cannot count to a vocabulary's size, and would wrap."""
+    return target.astype(jnp.int32) if target.dtype.itemsize < 4 else jnp.asarray(target, jnp.result_type(target))

@@ -12,9 +12,7 @@ import pytest
 
 from fbackprop import half_squared_error, mse, predict, softmax_cross_entropy, vjp
 
-# programs that run once: compiled faster, into slower code
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 RNG = np.random.default_rng(0)
 Y, TARGET = RNG.standard_normal((2, 7, 5)).astype(np.float32)
@@ -30,7 +28,7 @@ def run(loss, y, target, dvalue=None):
     return value, *cotangents
 
 
-@partial(jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def compiled(loss, y, target):
     return run(loss, y, target)
 
@@ -85,7 +83,7 @@ def test_cross_entropy_of_probabilities_that_do_not_sum_to_one():
 ], ids=["mse", "half_squared_error", "classes", "probabilities"])
 def test_optax_has_the_same_loss(loss, target, of_optax):
     value, dy, _ = compiled(loss, Y, target)
-    value_optax, dy_optax = jit(jax.value_and_grad(of_optax))(Y, target)
+    value_optax, dy_optax = jax.jit(jax.value_and_grad(of_optax))(Y, target)
     close(value, value_optax)
     close(dy, dy_optax, 1e-5)
 
