@@ -55,7 +55,7 @@ def skip(layer: Layer) -> Layer:
 
     def init(key: jax.Array, x: Any) -> Tree:
         with at(0, layer):
-            params = layer.init(key, x)
+            params = layer.init(jax.random.split(key, 1)[0], x)  # never the caller's own key, which State would hold
             y, _ = jax.eval_shape(layer.forward, params, x)
         expect_like(y, jax.eval_shape(lambda: x), "y of a layer inside skip")
         return (params,)
@@ -110,14 +110,23 @@ def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
 
     Raises ValueError when nothing matches.
     """
-    seen: dict[str, bool] = {}
+    return _with_rules(net, {where: fn})
+
+
+def _with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
+    """All of them in one walk, children first: one after the other, a rule below would undo a rule above."""
+    seen: list[str] = []
 
     def replaced(path: str, layer: Layer) -> Layer:
-        seen[path] = fnmatchcase(path, where)
-        return fn(layer) if seen[path] else layer
+        seen.append(path)
+        for where, fn in rules.items():
+            layer = fn(layer) if fnmatchcase(path, where) else layer
+        return layer
 
     rewritten = map_layers_with_path(net, replaced)
-    expect(any(seen.values()), f"rules pattern {where!r}", f"a match among the layer paths {sorted(seen)}", "none")
+    for where in rules:
+        found = any(fnmatchcase(path, where) for path in seen)
+        expect(found, f"rules pattern {where!r}", f"a match among the layer paths {sorted(seen)}", "none")
     return rewritten
 
 
@@ -128,12 +137,12 @@ def inference(net: Layer) -> Layer:
 
 def predict(net: Layer) -> Callable[[Tree, Any], Any]:
     """`(params, x) -> y`: the forward without what it keeps."""
-    return lambda params, x: net.forward(params, x)[0]
+    return lambda params, x: net.forward(params, canonical(x))[0]
 
 
 def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tree, Any]]]:
     """Mirrors `jax.vjp`: `(y, pullback)`, `pullback(dy) -> (dparams, dx)`."""
-    y, residuals = net.forward(params, x)
+    y, residuals = net.forward(params, canonical(x))
 
     def pullback(dy: Any) -> tuple[Tree, Any]:
         expect_like(dy, y, "dy")
@@ -175,9 +184,7 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
     `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
     Raises TypeError for a wrong structure of params or batch, ValueError for shapes, dtypes and a value that is no scalar.
     """
-    for where, fn in (rules or {}).items():
-        net = replace_rules(net, where, fn)
-    whole = objective(net, loss)
+    whole = objective(_with_rules(net, rules or {}), loss)
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, residuals = whole.forward(params, canonical(batch))

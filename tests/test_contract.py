@@ -293,7 +293,7 @@ def test_next_values_are_the_successors(run):
     assert_same(grads[3]["key"], Next(jax.random.split(PARAMS[3]["key"].value, 1)[0]))
 
 
-def test_auto_keeps_a_state_that_holds_nothing():  # found: grads have None there, not Next(()), and update loses the State
+def test_auto_keeps_a_state_that_holds_nothing():  # or update would lose it
     empty = Layer("empty()", lambda key, x: State(()), lambda params, x: (x, ()), lambda params, _, dy: (Next(()), dy))
     net = chain(empty, thin(3))
     params = net.init(KEY, X)
@@ -309,7 +309,7 @@ def test_seed_scales_gradients_and_nothing_else(run):
     assert_same(split(scaled)[1], split(grads)[1], 1e-6)
 
 
-def test_seed_has_to_be_a_scalar():  # found: a seed of shape (3,) is broadcast over the columns of y without a word
+def test_seed_has_to_be_a_scalar():  # any other would be broadcast over the columns of y without a word
     with pytest.raises((ValueError, TypeError)):
         jax.eval_shape(value_and_grad(NET, mse()), PARAMS, (X, T), jnp.ones(3))
 
@@ -321,17 +321,24 @@ def test_a_net_may_end_in_its_loss():
     assert_same((value, grads), jax.jit(value_and_grad(CALM, mse()))(params, (X, jnp.zeros((7, 3)))), 1e-5)
 
 
-def test_numpy_batches_are_legal_outside_jit_too():  # found: a ValueError for float64 arrays, which jit takes as float32
-    batch = np.asarray(X, np.float64), np.asarray(T, np.float64)
-    assert_same(value_and_grad(CALM, mse())(WEIGHTS, batch),
-                jax.jit(value_and_grad(CALM, mse()))(WEIGHTS, batch), 1e-5)
+@pytest.mark.parametrize("use", [
+    lambda params, x, t: value_and_grad(CALM, mse())(params, (x, t)),
+    lambda params, x, t: auto_value_and_grad(CALM, mse())(params, (x, t)),
+    lambda params, x, t: as_custom_vjp(CALM)(params, x),
+    # found: a ValueError for float64, numpy's default, which jit takes as float32
+    lambda params, x, t: predict(CALM)(params, x),
+    lambda params, x, t: vjp(CALM, params, x)[1](t),
+], ids=["by hand", "auto", "custom_vjp", "predict", "vjp"])
+def test_numpy_arrays_mean_outside_jit_what_they_mean_under_jit(use):
+    x, t = np.asarray(X, np.float64), np.asarray(T, np.float64)
+    assert_same(use(WEIGHTS, x, t), jax.jit(use)(WEIGHTS, x, t), 1e-5)
 
 
-def test_init_takes_numpy_arrays():  # found: float64, numpy's default, warns that it is truncated
+def test_init_takes_numpy_arrays():
     assert_same(dense(4).init(KEY, np.asarray(X, np.float64)), dense(4).init(KEY, X))
 
 
-def test_integer_leaves_of_params_have_cotangent_none_in_both_arms():  # found: auto raises, by hand returns None
+def test_integer_leaves_of_params_have_cotangent_none_in_both_arms():
     net = from_function(lambda params, x: params["w"] * x + params["n"], lambda key, x: {"w": jnp.ones(5), "n": jnp.int32(2)})
     params = net.init(KEY, X)
     value, grads = value_and_grad(net, mse())(params, (X, X))
@@ -420,7 +427,7 @@ def test_inference_replaces_every_twin():
     assert repr(off) == "chain(dropped(), skip(chain(centred(), dropped())))"
 
 
-def test_inference_reaches_every_layer_or_raises():  # found: below a combinator without `rebuild` dropout silently stays on
+def test_inference_reaches_every_layer_or_raises():  # below a combinator without `rebuild` too
     wrapped = chain(dropout(0.3))
     try:
         off = inference(replace(wrapped, rebuild=None))
@@ -673,8 +680,7 @@ def test_a_pullback_checks_its_cotangent(dy, error):
 
 
 @pytest.mark.parametrize("y", [
-    X, jnp.int32(1),
-    (X, X), {"loss": jnp.float32(1)},  # found: jax's DeprecationWarning about jnp.shape and no word about the loss
+    X, jnp.int32(1), (X, X), {"loss": jnp.float32(1)},
 ], ids=["array", "integer", "pair", "dict"])
 @pytest.mark.parametrize("run", [value_and_grad, auto_value_and_grad])
 def test_a_value_that_is_no_scalar_says_that_the_loss_is_missing(run, y):
@@ -684,7 +690,7 @@ def test_a_value_that_is_no_scalar_says_that_the_loss_is_missing(run, y):
 
 
 @pytest.mark.parametrize("layers", [(dense(3), relu), ([dense(3), relu()],)], ids=["relu for relu()", "a list"])
-def test_a_chain_of_something_else_says_so(layers):  # found: AttributeError: 'function' object has no attribute 'name'
+def test_a_chain_of_something_else_says_so(layers):
     with pytest.raises(TypeError, match="Layer"):
         chain(*layers)
 

@@ -169,7 +169,7 @@ def test_update_hands_on_what_the_transformation_asks_for():
     assert stepped[0]["ran"].value == 1
 
 
-@pytest.mark.parametrize("run", [value_and_grad, auto_value_and_grad])  # found: auto's gradients are finite, by hand NaN
+@pytest.mark.parametrize("run", [value_and_grad, auto_value_and_grad])
 def test_labels_that_do_not_exist_show_as_nan(run):
     _, _, metrics = adam_step(run, CLASSES)(*start(ADAM), (X, LABELS.at[3].set(2)))
     assert np.isnan(metrics["loss"])
@@ -205,7 +205,7 @@ TRANSFORMATIONS = {
     "MultiSteps": optax.MultiSteps(optax.sgd(0.3), every_k_schedule=2),
     "partition": optax.partition({"w": optax.adam(0.03), "b": optax.sgd(0.2)}, by_name),
     "plateau, which asks for value": optax.chain(optax.sgd(0.2), optax.contrib.reduce_on_plateau(patience=5)),
-    "cocob, which keeps the first params": optax.contrib.cocob(),  # found: as lbfgs below, "donate the same buffer twice"
+    "cocob, which keeps the first params": optax.contrib.cocob(),  # two leaves, one buffer
 }
 
 
@@ -220,8 +220,7 @@ def test_every_kind_of_transformation_learns_in_one_compile(tx):
 
 
 def test_lbfgs_learns_with_a_value_fn_of_hand_written_rules():
-    # found: two trees in lbfgs's first opt_state are the same buffers (mechanize's, prodigy's and cocob's hold the params'
-    # own), and XLA refuses to take a buffer twice: "Attempt to donate the same buffer twice in Execute()"
+    # its first opt_state has each buffer of two trees twice, and a buffer can be donated once
     net = chain(counter(), thin(4), tanh(), thin(2))
     f, loss = as_custom_vjp(net), as_custom_vjp(LOSS)
     value_fn = lambda params, batch: loss((), (f(params, batch[0]), batch[1]))
