@@ -28,7 +28,7 @@ def chain(*layers: Layer) -> Layer:
         return tuple(params)
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        _expect_parts(params, layers)
+        expect_parts(params, layers)
         residuals = []
         for i, layer in enumerate(layers):
             with at(i, layer):
@@ -59,7 +59,7 @@ def skip(layer: Layer) -> Layer:
         return (params,)
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        _expect_parts(params, (layer,))
+        expect_parts(params, (layer,))
         with at(0, layer):
             y, residuals = layer.forward(params[0], x)
         expect_like(y, x, "y of a layer inside skip")
@@ -73,7 +73,8 @@ def skip(layer: Layer) -> Layer:
     return Layer(f"skip({layer.name})", init, forward, backward, parts=(layer,), rebuild=lambda parts: skip(*parts))
 
 
-def _expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
+def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
+    """TypeError unless `params` is a combinator's: a tuple with one tree per layer."""
     ok = isinstance(params, tuple) and len(params) == len(layers)
     expect(ok, "params", f"a tuple of {len(layers)} trees, one per layer", params,
            "Were they made by this network's own init, or graft()ed?", TypeError)
@@ -82,7 +83,8 @@ def _expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
 def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
     """`fn(path, layer)` on every layer of `net`, children first, the root (path "") included."""
     if net.parts and net.rebuild is not None:
-        parts = [map_layers_with_path(part, fn, f"{path}/{i}" if path else str(i)) for i, part in enumerate(net.parts)]
+        below = lambda i: path if net.wraps else f"{path}/{i}" if path else str(i)
+        parts = [map_layers_with_path(part, fn, below(i)) for i, part in enumerate(net.parts)]
         if any(new is not old for new, old in zip(parts, net.parts)):
             net = net.rebuild(tuple(parts))
     return fn(path, net)
@@ -101,6 +103,8 @@ def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
     seen: dict[str, bool] = {}
 
     def replaced(path: str, layer: Layer) -> Layer:
+        if layer.wraps:
+            return layer  # what it wraps has the same path
         seen[path] = fnmatchcase(path, where)
         return fn(layer) if seen[path] else layer
 
