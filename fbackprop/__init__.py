@@ -21,6 +21,8 @@ _HOME = {
     "layers.embedding": "embedding learned_positions rotary",
     "layers.dropout": "dropout",
     "layers.glu": "swiglu geglu",
+    "layers.conv": "conv1d conv2d",
+    "layers.pool": "max_pool avg_pool global_avg_pool global_max_pool",
     "layers.function": "from_function",
     "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
     "rewrite.tap": "tap",
