@@ -9,15 +9,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .dtypes import is_floating
+from .dtypes import canonical, combine, is_floating, partition
 from .errors import at, expect, expect_like
-from .layer import Layer, Tree, join, merge, split
+from .layer import Layer, Tree, is_carried, join, merge, split
 
 Rewrite = Callable[[Layer], Layer]
 
 
 def chain(*layers: Layer) -> Layer:
     """Runs `layers` one after the other; the backward walks back. params: a tuple, one tree per layer."""
+    expect_layers("chain", layers)
 
     def init(key: jax.Array, x: Any) -> Tree:
         params = []
@@ -50,10 +51,11 @@ def chain(*layers: Layer) -> Layer:
 
 def skip(layer: Layer) -> Layer:
     """y = x + layer(x) on floating leaves, other leaves pass through. params: a tuple of one tree."""
+    expect_layers("skip", (layer,))
 
     def init(key: jax.Array, x: Any) -> Tree:
         with at(0, layer):
-            params = layer.init(key, x)
+            params = layer.init(jax.random.split(key, 1)[0], x)  # never the caller's own key, which State would hold
             y, _ = jax.eval_shape(layer.forward, params, x)
         expect_like(y, jax.eval_shape(lambda: x), "y of a layer inside skip")
         return (params,)
@@ -73,6 +75,14 @@ def skip(layer: Layer) -> Layer:
     return Layer(f"skip({layer.name})", init, forward, backward, parts=(layer,), rebuild=lambda parts: skip(*parts))
 
 
+def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
+    """TypeError unless every one is a Layer."""
+    for i, layer in enumerate(layers):
+        name = getattr(layer, "__name__", None)
+        expect(isinstance(layer, Layer), f"{combinator}, part {i}", "a Layer", name or layer,
+               f"Did you mean {name}()?" if name else "Layers are given one by one, not as a list", TypeError)
+
+
 def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
     """TypeError unless `params` is a combinator's: a tuple with one tree per layer."""
     ok = isinstance(params, tuple) and len(params) == len(layers)
@@ -82,11 +92,13 @@ def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
 
 def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
     """`fn(path, layer)` on every layer of `net`, children first, the root (path "") included."""
-    if net.parts and net.rebuild is not None:
+    if net.parts:
         below = lambda i: path if net.wraps else f"{path}/{i}" if path else str(i)
         parts = [map_layers_with_path(part, fn, below(i)) for i, part in enumerate(net.parts)]
         if any(new is not old for new, old in zip(parts, net.parts)):
-            net = net.rebuild(tuple(parts))
+            expect(net.rebuild is not None, net.name, "a combinator with rebuild", "none, and a part of it changed",
+                   "Give its Layer rebuild=lambda parts: ...", TypeError)
+            net = net.rebuild(tuple(parts))  # type: ignore[misc]
     return fn(path, net)
 
 
@@ -100,16 +112,25 @@ def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
 
     Raises ValueError when nothing matches.
     """
-    seen: dict[str, bool] = {}
+    return _with_rules(net, {where: fn})
+
+
+def _with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
+    """All of them in one walk, children first: one after the other, a rule below would undo a rule above."""
+    seen: list[str] = []
 
     def replaced(path: str, layer: Layer) -> Layer:
         if layer.wraps:
             return layer  # what it wraps has the same path
-        seen[path] = fnmatchcase(path, where)
-        return fn(layer) if seen[path] else layer
+        seen.append(path)
+        for where, fn in rules.items():
+            layer = fn(layer) if fnmatchcase(path, where) else layer
+        return layer
 
     rewritten = map_layers_with_path(net, replaced)
-    expect(any(seen.values()), f"rules pattern {where!r}", f"a match among the layer paths {sorted(seen)}", "none")
+    for where in rules:
+        found = any(fnmatchcase(path, where) for path in seen)
+        expect(found, f"rules pattern {where!r}", f"a match among the layer paths {sorted(seen)}", "none")
     return rewritten
 
 
@@ -120,12 +141,12 @@ def inference(net: Layer) -> Layer:
 
 def predict(net: Layer) -> Callable[[Tree, Any], Any]:
     """`(params, x) -> y`: the forward without what it keeps."""
-    return lambda params, x: net.forward(params, x)[0]
+    return lambda params, x: net.forward(params, canonical(x))[0]
 
 
 def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tree, Any]]]:
     """Mirrors `jax.vjp`: `(y, pullback)`, `pullback(dy) -> (dparams, dx)`."""
-    y, residuals = net.forward(params, x)
+    y, residuals = net.forward(params, canonical(x))
 
     def pullback(dy: Any) -> tuple[Tree, Any]:
         expect_like(dy, y, "dy")
@@ -167,13 +188,12 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
     `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
     Raises TypeError for a wrong structure of params or batch, ValueError for shapes, dtypes and a value that is no scalar.
     """
-    for where, fn in (rules or {}).items():
-        net = replace_rules(net, where, fn)
-    whole = objective(net, loss)
+    whole = objective(_with_rules(net, rules or {}), loss)
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
-        value, residuals = whole.forward(params, batch)
-        _expect_scalar(value)
+        value, residuals = whole.forward(params, canonical(batch))
+        _expect_scalar("value", value)
+        _expect_scalar("seed", jnp.asarray(seed, value.dtype))
         grads, _ = whole.backward(params, residuals, jnp.asarray(seed, value.dtype))
         return value, grads
 
@@ -186,14 +206,16 @@ def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         trainable, state = split(params)
+        floats, others = partition(trainable)
 
-        def value_of(trainable: Tree) -> tuple[jax.Array, jax.Array]:
-            value, _ = whole.forward(merge(trainable, state), batch)
-            _expect_scalar(value)
+        def value_of(floats: Tree) -> tuple[jax.Array, jax.Array]:
+            value, _ = whole.forward(merge(combine(floats, others), state), canonical(batch))
+            _expect_scalar("value", value)
+            _expect_scalar("seed", jnp.asarray(seed, value.dtype))
             return value * jnp.asarray(seed, value.dtype), value
 
-        (_, value), gradients = jax.value_and_grad(value_of, has_aux=True)(trainable)
-        if not jax.tree.leaves(state):
+        (_, value), gradients = jax.value_and_grad(value_of, has_aux=True)(floats)
+        if not any(map(is_carried, jax.tree.leaves(state, is_leaf=is_carried))):
             return value, gradients
         _, successors = split(by_hand(params, batch, seed)[1])  # the gradients beside them are dead code under jit
         return value, join(gradients, successors)
@@ -201,9 +223,9 @@ def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
     return run
 
 
-def _expect_scalar(value: Any) -> None:
-    expect(jnp.shape(value) == () and is_floating(value), "value", "one floating scalar", value,
-           "Pass the loss: value_and_grad(net, loss)")
+def _expect_scalar(what: str, value: Any) -> None:
+    ok = hasattr(value, "dtype") and value.shape == () and is_floating(value)
+    expect(ok, what, "one floating scalar", value, "Pass the loss: value_and_grad(net, loss)" if what == "value" else "")
 
 
 def as_custom_vjp(net: Layer) -> Callable[[Tree, Any], Any]:

@@ -6,11 +6,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def is_floating(leaf: Any) -> bool:
     """True for arrays, specs and Python numbers that a gradient can flow through."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+
+
+def canonical(tree: Any) -> Any:
+    """NumPy arrays as jit would take them: float64 is float32 and int64 int32 unless x64 is on."""
+    one = lambda a: jnp.asarray(a, jnp.result_type(a)) if isinstance(a, np.ndarray) else a
+    return jax.tree.map(one, tree)
 
 
 def same_structure(a: Any, b: Any) -> bool:

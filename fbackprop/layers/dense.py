@@ -14,6 +14,7 @@ Source    elementary; derivation in docs/derivations/dense.md
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b
     `w_init` and `b_init` are `jax.nn.initializers`: He normal (right before relu) and zeros unless given;
     Xavier (`glorot_uniform`) is right before tanh and sigmoid.
     """
-    ok = isinstance(features, int) and not isinstance(features, bool) and features >= 0
+    ok = isinstance(features, Integral) and not isinstance(features, bool) and features >= 0
     expect(ok, "dense features", "a whole number", repr(features))
     w_init = w_init or jax.nn.initializers.he_normal()
     b_init = b_init or jax.nn.initializers.zeros
@@ -42,9 +43,9 @@ def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b
         expect_floating(x=x)
         expect(x.ndim >= 1, "x", "at least one axis", x)
         w_key, b_key = jax.random.split(key)
-        shape = (x.shape[-1], features)
-        w = w_init(w_key, shape, x.dtype) if min(shape) else jnp.zeros(shape, x.dtype)  # He divides by the width
-        return {"w": w, "b": b_init(b_key, (features,), x.dtype)} if bias else {"w": w}
+        shape, dtype = (x.shape[-1], features), jnp.result_type(x)
+        w = w_init(w_key, shape, dtype) if min(shape) else jnp.zeros(shape, dtype)  # He divides by the width
+        return {"w": w, "b": b_init(b_key, (features,), dtype)} if bias else {"w": w}
 
     def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         expect_params(params, *names)

@@ -49,7 +49,7 @@ class Function(NamedTuple):
 
 
 def _widely(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """For an f of several steps: rounded once, at the end. One primitive is rounded once anyway."""
+    """Rounded once, at the end: an f of several steps, and those primitives that are several steps on some backend."""
     return lambda x, *option: f(wide(x), *option).astype(x.dtype)
 
 
@@ -77,12 +77,12 @@ TABLE: dict[str, Function] = {
     "identity": Function(lambda x: x, lambda _: jnp.array(True), ""),
     "relu": Function(lambda x: jnp.where(x <= 0, 0, x), lambda y: y > 0, "y"),
     "leaky_relu": Function(lambda x, a: jnp.where(x >= 0, x, a * x), lambda y, a: jnp.where(y >= 0, 1, a).astype(y.dtype), "y"),
-    "sigmoid": Function(lax.logistic, lambda y: y * (1 - y), "y"),
+    "sigmoid": Function(_widely(lax.logistic), lambda y: y * (1 - y), "y"),
     "tanh": Function(jnp.tanh, lambda y: (1 - y) * (1 + y), "y"),
     "gelu": Function(_gelu, _dgelu, "x"),
     "silu": Function(_widely(lambda x: x * lax.logistic(x)), _dsilu, "x"),
     "softplus": Function(_widely(lambda x: jnp.logaddexp(x, 0)), lambda y: -jnp.expm1(-y), "y"),
-    "elu": Function(lambda x, a: jnp.where(x > 0, x, a * jnp.expm1(jnp.where(x > 0, 0, x))),
+    "elu": Function(_widely(lambda x, a: jnp.where(x > 0, x, a * jnp.expm1(jnp.where(x > 0, 0, x)))),
                     lambda y, a: jnp.where(y > 0, 1, y + a), "y"),
 }
 

@@ -38,7 +38,7 @@ XAVIER = jax.nn.initializers.glorot_uniform()
 class Cell(Layer):
     """A Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, that knows its first carry."""
 
-    start: Callable[[Any], Any] | None = None  # (spec or array x_t) -> carry
+    start: Callable[[Any], Any] = lambda x: ()  # spec of x_t -> the first carry
 
     def __repr__(self) -> str:
         return self.name
@@ -113,7 +113,7 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
         dx = jnp.moveaxis(dxs, 0, 1)
         return (dparams,), ((dbefore, dx) if initial else dx)
 
-    options = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
+    options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
     words = "".join(f", {name}={value}" for name, value in options.items() if value)
     return Layer(f"recurrent({cell.name}{words})", init, forward, backward, parts=(cell,),
                  rebuild=lambda parts: recurrent(Cell(**{**vars(parts[0]), "start": cell.start}), **options))

@@ -95,7 +95,9 @@ def scan_keeping(step: Callable[[Any, Any], tuple[Any, Any, Any]], carry: Any, x
     def body(carry: Any, x: Any) -> tuple[Any, Any]:
         carry, y, residuals = step(carry, x)
         leaves, treedef = jax.tree.flatten(residuals)
-        given, kept, sources = jax.tree.leaves(x), [], []
+        given = jax.tree.leaves(x)
+        kept: list[Any] = []
+        sources: list[tuple[str, int]] = []
         for leaf in leaves:
             which = next((i for i, other in enumerate(given) if other is leaf), None)
             if which is not None:

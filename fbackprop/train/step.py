@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from ..compose import ValueAndGrad
@@ -51,4 +53,21 @@ def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, A
         norms = {"grad_norm": gradients, "update_norm": updates, "param_norm": split(params)[0]}
         return params, opt_state, {"loss": value, **{name: optax.tree.norm(tree) for name, tree in norms.items()}}
 
-    return jax.jit(step, donate_argnums=(0, 1))
+    jitted = jax.jit(step, donate_argnums=(0, 1))
+
+    @wraps(jitted)
+    def run(params: Tree, opt_state: Any, batch: Any) -> tuple[Tree, Any, Metrics]:
+        return jitted(*_apart((params, opt_state)), batch)
+
+    return run
+
+
+def _apart(tree: Any) -> Any:
+    """No buffer in two leaves: several optimizers begin with one array in two places, and a buffer is donated only once."""
+    leaves, treedef = jax.tree.flatten(tree)
+    seen: set[int] = set()
+    for i, leaf in enumerate(leaves):
+        if id(leaf) in seen:
+            leaves[i] = jnp.copy(leaf)
+        seen.add(id(leaf))
+    return jax.tree.unflatten(treedef, leaves)

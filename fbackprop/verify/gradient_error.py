@@ -52,7 +52,8 @@ def gradient_error(net: Layer, loss: Layer | None = None, tol: float = TOLERANCE
 
 def _moved(tree: Any, key: jax.Array) -> Any:
     leaves, treedef = jax.tree.flatten(tree)
-    bits = jnp.split(jax.random.bits(key, (sum(leaf.size for leaf in leaves),), jnp.uint8), np.cumsum([a.size for a in leaves])[:-1])
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    bits = jnp.split(jax.random.bits(key, (int(ends[-1]),), jnp.uint8), ends[:-1])
 
     def move(leaf: jax.Array, bits: jax.Array) -> jax.Array:
         if not is_floating(leaf):

@@ -21,7 +21,7 @@ from jax import lax
 from .subject import Subject, cast
 
 STEP = 1e-6  # of central differences, times max(1, |theta_i|)
-TAYLOR_STEPS = 4.0 ** -np.arange(3, 10)  # 1.6e-2 to 3.8e-6
+TAYLOR_STEPS = 4.0 ** -np.arange(3, 14)  # 1.6e-2 to 1.5e-8: below the distance to any kink, nearly always
 KINK_STEPS = 10.0 ** -np.arange(6, 1, -1)  # 1e-6 to 1e-2
 EPS = float(np.finfo(np.float64).eps)
 
@@ -51,6 +51,7 @@ class Evidence:
     rounding: float  # of the value sum(dy y), absolute
     coordinates: Array  # (k,) the elements differences were taken for
     differences: Array  # (k,)
+    truncation: Array  # (k,) how far the differences at twice the step are from them
     steps: Array  # (k,)
     v: Array  # (n,)
     jvp: Array | None  # (leaves,) <dy, J v_l>
@@ -62,8 +63,7 @@ def quick_jit(fn: Callable) -> Callable:
     """`jax.jit` for a program that runs a few times: on a CPU compiled twice as fast, into slower code."""
     if jax.default_backend() != "cpu":
         return jax.jit(fn)
-    return jax.jit(fn, compiler_options={
-        "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False})
+    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 
 
 def _moved(vector: Array, rng: np.random.Generator) -> Array:
@@ -84,7 +84,7 @@ class Oracles:
             self.leaf_of[leaf.slice] = number
         self.per_leaf = max(1, max_coordinates // max(1, len(subject.leaves)))
         probes = sum(min(leaf.stop - leaf.start, self.per_leaf) for leaf in subject.leaves)
-        self.length = max(1 + 2 * probes + len(subject.leaves) * len(TAYLOR_STEPS), 1 + 2 * len(KINK_STEPS))
+        self.length = max(1 + 4 * probes + len(subject.leaves) * len(TAYLOR_STEPS), 1 + 2 * len(KINK_STEPS))
         self._rule = jax.jit(subject.rule)
         self._auto = quick_jit(self._auto_and_values)
         self._values = quick_jit(self._values_at)
@@ -119,17 +119,20 @@ class Oracles:
         coordinates = np.sort(np.concatenate(picked)) if picked else np.zeros(0, int)
         steps = STEP * np.maximum(1.0, np.abs(theta[coordinates]))
         k, rows = len(coordinates), len(leaves) * len(TAYLOR_STEPS)
-        moves = Moves.none(1 + 2 * k + rows)
-        moves.index[1 : 1 + 2 * k] = np.tile(coordinates, 2)
-        moves.by[1 : 1 + 2 * k] = np.concatenate([steps, -steps])
-        moves.leaf[1 + 2 * k :] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
-        moves.along[1 + 2 * k :] = np.tile(TAYLOR_STEPS, len(leaves))
+        moves = Moves.none(1 + 4 * k + rows)
+        moves.index[1 : 1 + 4 * k] = np.tile(coordinates, 4)
+        moves.by[1 : 1 + 4 * k] = np.concatenate([steps, -steps, 2 * steps, -2 * steps])
+        moves.leaf[1 + 4 * k :] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
+        moves.along[1 + 4 * k :] = np.tile(TAYLOR_STEPS, len(leaves))
         values, terms = self.values(point, v, moves)
-        plus, minus, increments = np.split(values[1:], [k, 2 * k])
+        plus, minus, plus2, minus2, increments = np.split(values[1:], [k, 2 * k, 3 * k, 4 * k])
+        differences, wider = (plus - minus) / (2 * steps), (plus2 - minus2) / (4 * steps)
+        terms = max(terms, float(np.max(np.abs(values[1 : 1 + 4 * k]), initial=0.0)))  # at a minimum of 0 the steps round
         jvp, jvp_terms = self.tangents(point, v)
         return Evidence(
-            point, auto, noise, single, EPS * terms + value_noise, coordinates, (plus - minus) / (2 * steps), steps, v,
-            jvp, jvp_terms, (increments - values[0]).reshape(len(leaves), len(TAYLOR_STEPS)))
+            point, auto, np.where(np.isfinite(noise), noise, 0.0), single, EPS * terms + value_noise, coordinates, differences,
+            np.abs(differences - wider), steps, v, jvp, jvp_terms,
+            (increments - values[0]).reshape(len(leaves), len(TAYLOR_STEPS)))
 
     def _single(self, point: Point, rng: np.random.Generator) -> tuple[tuple[Array, Array], Array]:
         """The oracle in float32 with its noise, and what its own error there, against float64, comes to in float64.

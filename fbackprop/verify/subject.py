@@ -167,8 +167,12 @@ def _checked(returned: Any, params: Tree, x: Any) -> Any:
     _same_tree(gradients, partition(trainable)[0], "dparams", "params")
     _same_tree(dx, partition(x)[0], "dx", "x")
     as_next = jax.tree.map(lambda s: Next(s.value), state, is_leaf=is_carried)
-    if not same_structure(successors, as_next):
-        raise WrongStructure(f"dparams: expected a Next for every State of params, got {show(dparams)} for {show(params)}")
+    alike = same_structure(successors, as_next) and all(
+        np.shape(a) == np.shape(b) and getattr(a, "dtype", None) == getattr(b, "dtype", None)
+        for a, b in zip(jax.tree.leaves(successors), jax.tree.leaves(as_next)))
+    if not alike:
+        raise WrongStructure("dparams: expected a Next for every State of params, of its shape and dtype, "
+                             f"got {show(dparams)} for {show(params)}")
     return {"params": gradients, "x": dx}
 
 

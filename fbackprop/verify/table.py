@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
-from ..layer import Tree
+from ..layer import Tree, merge, split
 from .cases import CASES, Case
-from .check import check_point, draw_params
+from .check import check_point, draw, draw_params
 from .oracles import Oracles, Point
 from .planted import planted_results
 from .subject import cast, layer_subject
@@ -63,7 +63,8 @@ def verify_case(case: Case, draws: int = 0, seed: int = 0) -> Result:
 
 def _fresh(case: Case, params: Tree, size: int, rng: np.random.Generator) -> Point:
     x = cast(case.x(rng), np.float64)
-    redrawn = jax.tree.map(lambda a: rng.standard_normal(a.shape), params)
+    trainable, state = split(params)
+    redrawn = merge(draw(trainable, rng, always=True), state)
     _, theta, fixed = layer_subject(case.layer, redrawn, x)
     return Point(np.asarray(theta), fixed, rng.standard_normal(size))
 

@@ -50,7 +50,9 @@ def _output_forgotten(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree
 def _last_step_alone(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     """No backpropagation through time: every earlier step is cut off."""
     options = {name: f"{name}=True" in layer.name for name in ("last", "reverse", "initial")}
-    return right(r.recurrent(layer.parts[0], **options, truncate=1), params, x, dy)
+    (cell,) = layer.parts
+    assert isinstance(cell, r.Cell)
+    return right(r.recurrent(cell, **options, truncate=1), params, x, dy)
 
 
 _CELL: dict[str, Wrong] = {

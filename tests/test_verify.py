@@ -1,0 +1,712 @@
+"""The checker: first with wrong rules, which it has to call WRONG, then with right ones, which it may not."""
+
+import json
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import fbackprop
+from fbackprop import (
+    Layer,
+    Next,
+    State,
+    assert_rule,
+    chain,
+    check_gradient,
+    check_layer,
+    check_network,
+    dense,
+    elu,
+    flatten,
+    from_function,
+    gelu,
+    half_squared_error,
+    leaky_relu,
+    mlp,
+    mse,
+    relu,
+    sigmoid,
+    silu,
+    skip,
+    softmax,
+    softmax_cross_entropy,
+    softplus,
+    tanh,
+)
+from fbackprop.data import load_mnist5k
+from fbackprop.verify.cases import CASES, Case
+from fbackprop.verify.table import summary, verify_case, verify_table
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+RIGHT = ("OK", "NOISY", "KINK")
+SMOOTH = ("OK", "NOISY")
+QUICK = {"dtypes": ("float64",), "hints": False}
+HINTED = {"dtypes": ("float64",)}
+
+
+def numbers(*shape, seed=0, scale=1.0):
+    return scale * np.random.default_rng(seed).standard_normal(shape)
+
+
+def drawn(*shape):
+    return lambda rng: rng.standard_normal(shape)
+
+
+X = numbers(4, 5)
+CLASSES = np.array([0, 2, 1, 2], np.int32)
+
+
+def layer(name, forward, backward, init=lambda key, x: ()):
+    return Layer(name, init, forward, backward)
+
+
+def pointwise(name, f, df):
+    """y = f(x), dx = df(x) dy."""
+    return layer(name, lambda params, x: (f(x), x), lambda params, x, dy: ((), df(x) * dy))
+
+
+def changed(right, change):
+    """`right` with `change(params, residuals, dy, dparams, dx)` in place of what its backward returns."""
+    def backward(params, residuals, dy):
+        return change(params, residuals, dy, *right.backward(params, residuals, dy))
+
+    return replace(right, backward=backward)
+
+
+def with_rule(f, pull):
+    """f as a custom_vjp function with the rule pull(x, dy)."""
+    custom = jax.custom_vjp(f)
+    custom.defvjp(lambda x: (f(x), x), lambda x, dy: (pull(x, dy),))
+    return custom
+
+
+def wrong_leaves(report):
+    return {finding.leaf for finding in report.findings if finding.verdict == "WRONG"}
+
+
+def start(net, x):
+    return net.init(jax.random.key(0), jnp.asarray(x, jnp.float32))
+
+
+# ---- wrong rules. Each is a mistake somebody makes; none is taken from planted.py
+
+
+def _vector_loss():
+    """The mean of (y - t)^2 over y (B,), its rule without the 1 / B."""
+    return layer("my_mse()", lambda params, batch: (jnp.mean(jnp.square(batch[0] - batch[1])), batch[0] - batch[1]),
+                 lambda params, difference, dvalue: ((), (2 * difference * dvalue, -2 * difference * dvalue)))
+
+
+def _shifted_slice():
+    """y = x without its first column; the cotangent is put back one column too far to the left."""
+    return layer("tail()", lambda params, x: (x[:, 1:], ()), lambda params, _, dy: ((), jnp.pad(dy, ((0, 0), (0, 1)))))
+
+
+def _forgetful_skip():
+    """y = x + tanh(x), dx without the x."""
+    return pointwise("skip(mine)", lambda x: x + jnp.tanh(x), lambda x: 1 - jnp.tanh(x) ** 2)
+
+
+def _two_params(backward):
+    init = lambda key, x: {"scale": jnp.ones(5), "shift": jnp.ones(5)}
+    return layer("affine()", lambda p, x: (x * p["scale"] + p["shift"], x), backward, init)
+
+
+def _centred(backward):
+    """x - mean, with the running mean of former batches carried."""
+    def forward(params, x):
+        return x - x.mean(0), x.mean(0)
+
+    return layer("centre()", forward, backward, lambda key, x: {"mean": State(jnp.zeros(x.shape[-1], x.dtype))})
+
+
+def _embedding(combine):
+    """y = w[ids]; an id that occurs twice needs the sum of its cotangents."""
+    def backward(params, ids, dy):
+        return {"w": combine(jnp.zeros_like(params["w"]).at[ids], dy)}, None
+
+    return layer("embedding()", lambda p, ids: (p["w"][ids], ids), backward,
+                 lambda key, ids: {"w": jax.random.normal(key, (7, 3))})
+
+
+def _used_twice(w_cotangent):
+    """y = (x w) w: w is used twice."""
+    def backward(w, x, dy):
+        return w_cotangent(w, x, dy), dy @ w.T @ w.T
+
+    return layer("twice()", lambda w, x: (x @ w @ w, x), backward, lambda key, x: jax.random.normal(key, (5, 5)))
+
+
+IDS = np.array([[0, 1], [1, 4]], np.int32)
+SQUARE = numbers(4, 5)
+dsigmoid = lambda x: jax.nn.sigmoid(x) * (1 - jax.nn.sigmoid(x))
+
+# name: (layer, x, the leaves that are wrong, words of the hint or None where the mistake is not among the known ones)
+WRONG = {
+    "neighbour's residuals": (
+        changed(tanh(), lambda p, y, dy, dp, dx: (dp, dy * (1 - jnp.roll(y, 1, 0) ** 2))), X, {"x"}, "an index is off by one"),
+    "slice put back one column off": (_shifted_slice(), X, {"x"}, None),
+    "w for its transpose": (
+        changed(dense(5), lambda p, x, dy, dp, dx: (dp, dy @ p["w"])), SQUARE, {"x"}, "where its transpose belongs"),
+    "dw transposed": (
+        changed(dense(5), lambda p, x, dy, dp, dx: ({**dp, "w": dp["w"].T}, dx)), SQUARE, {"params/w"}, "transposed"),
+    "another function's derivative": (
+        replace(relu(), forward=lambda p, x: (relu().forward(p, x)[0], x), backward=lambda p, x, dy: ((), dsigmoid(x) * dy)),
+        X, {"x"}, "the derivative of sigmoid"),
+    "relu without its mask": (changed(relu(), lambda p, y, dy, dp, dx: (dp, dy)), X, {"x"}, "the derivative of identity"),
+    "tanh' of x for that of y": (pointwise("tanh()", jnp.tanh, lambda x: (1 - x) * (1 + x)), X, {"x"}, None),
+    "bias: first example alone": (
+        changed(dense(3), lambda p, x, dy, dp, dx: ({**dp, "b": dy[0]}, dx)), X, {"params/b"},
+        "the sum over the batch is missing"),
+    "mean without its divisor": (_vector_loss(), (numbers(5), numbers(5, seed=1)), {"x/0", "x/1"}, "times the batch size"),
+    "dy forgotten": (
+        changed(tanh(), lambda p, y, dy, dp, dx: (dp, (1 - y) * (1 + y))), X, {"x"}, "made without dy"),
+    "one half forgotten": (pointwise("square()", jnp.square, lambda x: x), X, {"x"}, "half the right one"),
+    "sign": (changed(mse(), lambda p, r, d, dp, dx: (dp, (-dx[0], dx[1]))), (X, 2 * X), {"x/0"}, "with the wrong sign"),
+    "stale residual": (
+        _centred(lambda p, mean, dy: ({"mean": Next(mean)}, dy - dy.mean(0) + p["mean"].value - mean)), X, {"x"}, None),
+    "skip without the skipped path": (_forgetful_skip(), X, {"x"}, "without the cotangent of the skipped path"),
+    "1e-6 in one element": (
+        changed(dense(3), lambda p, x, dy, dp, dx: ({**dp, "w": dp["w"].at[2, 1].multiply(1 + 1e-6)}, dx)),
+        X, {"params/w"}, None),
+    "negative inputs alone": (
+        changed(leaky_relu(), lambda p, y, dy, dp, dx: (dp, jnp.where(y >= 0, dx, 1.1 * dx))), X, {"x"}, None),
+    "dparams swapped": (
+        _two_params(lambda p, x, dy: ({"scale": dy.sum(0), "shift": (x * dy).sum(0)}, dy * p["scale"])), X,
+        {"params/scale", "params/shift"}, None),
+    "NaN in one element": (changed(tanh(), lambda p, y, dy, dp, dx: (dp, dx.at[1, 2].set(jnp.nan))), X, {"x"}, None),
+    "infinite": (changed(tanh(), lambda p, y, dy, dp, dx: (dp, dx.at[1, 2].set(jnp.inf))), X, {"x"}, None),
+    "duplicate ids overwritten": (_embedding(lambda at, dy: at.set(dy)), IDS, {"params/w"}, None),
+    "first of two uses forgotten": (_used_twice(lambda w, x, dy: (x @ w).T @ dy), X, {"params"}, None),
+    "second output forgotten": (
+        layer("both()", lambda p, x: ((jnp.sin(x), jnp.sum(x)), x), lambda p, x, dy: ((), dy[0] * jnp.cos(x))), X, {"x"}, None),
+    "last of 500 elements": (
+        changed(tanh(), lambda p, y, dy, dp, dx: (dp, dx.at[-1].multiply(2))), numbers(500, scale=0.5), {"x"}, None),
+    "zero where the output is constant": (
+        layer("three()", lambda p, x: (jnp.full_like(x, 3.0), ()), lambda p, _, dy: ((), 1e-9 * dy)), X, {"x"}, None),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_wrong_rule_is_called_wrong(mistake):
+    wrong, x, leaves, hint = WRONG[mistake]
+    report = check_layer(wrong, x, **(QUICK if hint is None else HINTED))
+    assert report.verdict == "WRONG"
+    assert {finding.layer for finding in report.findings} == {wrong.name}
+    assert wrong_leaves(report) == leaves
+    assert wrong.name in str(report)
+    for finding in report.findings:
+        assert finding.verdict != "WRONG" or (hint or "") in finding.hint
+
+
+@pytest.mark.parametrize(("mistake", "index"), [("1e-6 in one element", (2, 1)), ("NaN in one element", (1, 2)),
+                                                ("last of 500 elements", (499,))])
+def test_the_wrong_element_is_named(mistake, index):
+    wrong, x, _, _ = WRONG[mistake]
+    report = check_layer(wrong, x, **QUICK)
+    assert report.worst.index == index
+    assert f"[{', '.join(map(str, index))}]" in str(report)
+
+
+def test_an_error_in_float32_alone_is_called_wrong_there():
+    def backward(params, y, dy):
+        narrow = dy.dtype == jnp.float32
+        dx = (1 - y * y) * dy
+        return (), dx.astype(jnp.float16).astype(dy.dtype) if narrow else dx
+
+    report = check_layer(replace(tanh(), backward=backward), X, hints=False)
+    assert {finding.dtype: finding.verdict for finding in report.findings} == {"float64": "OK", "float32": "WRONG"}
+
+
+def test_a_wrong_rule_inside_the_forward_does_not_fool_the_checker():
+    """jax.vjp of a forward with a wrong custom_vjp agrees with the wrong rule; the differences do not."""
+    sine = with_rule(jnp.sin, lambda x, dy: dy * jnp.sin(x))
+    wrong = layer("sine()", lambda params, x: (sine(x), x), lambda params, x, dy: ((), dy * jnp.sin(x)))
+    report = check_layer(wrong, X, **QUICK)
+    assert report.verdict == "WRONG"
+    assert report.worst.oracle == "differences"
+
+
+dense_gradients = lambda change: changed(dense(3), lambda p, x, dy, dp, dx: (change(dp), dx))
+masked = lambda dmask: layer("masked()", lambda p, x: (jnp.where(x[1], x[0], 0), x[1]),
+                             lambda p, mask, dy: ((), (jnp.where(mask, dy, 0), dmask(mask))))
+centred = lambda dmean: _centred(lambda p, mean, dy: ({"mean": dmean(p, mean, dy)}, dy - dy.mean(0)))
+MISSHAPEN = {
+    "shape of dx": (changed(tanh(), lambda p, y, dy, dp, dx: (dp, dx[:2])), X, "dx:"),
+    "a sum that is missing": (dense_gradients(lambda d: {**d, "b": jnp.broadcast_to(d["b"], (4, 3))}), X, "dparams:"),
+    "a size-1 axis that is kept": (dense_gradients(lambda d: {**d, "b": d["b"][None]}), X, "dparams:"),
+    "dtype": (changed(tanh(), lambda p, y, dy, dp, dx: (dp, dx.astype(jnp.float16))), X, "float16"),
+    "an integer gradient": (dense_gradients(lambda d: {**d, "b": d["b"].astype(int)}), X, "int64"),
+    "a missing key": (dense_gradients(lambda d: {"w": d["w"]}), X, "'b'"),
+    "a key too many": (dense_gradients(lambda d: {**d, "c": d["b"]}), X, "'c'"),
+    "a list for a tuple": (changed(mse(), lambda p, r, d, dp, dx: (dp, list(dx))), (X, X + 1), "dx:"),
+    "None for a floating leaf": (changed(mse(), lambda p, r, d, dp, dx: (dp, (dx[0], None))), (X, X + 1), "None"),
+    "an array where None is due": (masked(lambda mask: jnp.zeros(mask.shape)), (X, X > 0), "None"),
+    "float0 where None is due": (masked(lambda mask: np.zeros(mask.shape, jax.dtypes.float0)), (X, X > 0), "None"),
+    "a gradient for a State": (centred(lambda p, mean, dy: dy.sum(0)), X, "'mean': None"),
+    "a State for its Next": (centred(lambda p, mean, dy: State(mean)), X, "Next"),
+    "nothing for a State": (centred(lambda p, mean, dy: None), X, "Next"),
+    "Next for a gradient": (dense_gradients(lambda d: {**d, "b": Next(d["b"])}), X, "'b': None"),
+    "no pair": (replace(tanh(), backward=lambda p, y, dy: dy), X, "a pair (dparams, dx)"),
+    "None for the pair": (replace(tanh(), backward=lambda p, y, dy: None), X, "a pair (dparams, dx)"),
+    "three results": (changed(tanh(), lambda p, y, dy, dp, dx: (dp, dx, dx)), X, "a pair (dparams, dx)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISSHAPEN)
+def test_a_wrong_structure_is_called_wrong_and_described(mistake):
+    wrong, x, text = MISSHAPEN[mistake]
+    report = check_layer(wrong, x, **QUICK)
+    assert (report.verdict, report.worst.layer, report.worst.oracle) == ("WRONG", wrong.name, "structure")
+    assert text in report.worst.hint
+    assert "expected" in report.worst.hint
+    assert wrong.name in str(report)
+
+
+class Affine(NamedTuple):
+    w: jax.Array
+    b: jax.Array
+
+
+def test_leaves_of_any_pytree_are_named():
+    wrong = layer("named()", lambda p, x: (x @ p.w + p.b, x), lambda p, x, dy: (Affine(x.T @ dy, dy[0]), dy @ p.w.T),
+                  lambda key, x: Affine(jnp.ones((5, 3)), jnp.ones(3)))
+    assert wrong_leaves(check_layer(wrong, X, **QUICK)) == {"params/b"}
+
+
+# ---- right rules: never WRONG
+
+OTHER_SHAPES = [
+    (dense(2), numbers(2, 1, 3, 4)), (dense(1, bias=False), numbers(6, 1)),
+    (leaky_relu(3.0), numbers(2, 1, 3)), (gelu(approximate=False), numbers(9)), (elu(2.0), numbers(2, 3, 1, 2)),
+    (chain(sigmoid(), silu(), softplus(), gelu(), tanh(), relu()), numbers(1, 7)),
+    (softmax(), numbers(7)), (softmax(), numbers(5, 1)), (flatten(), numbers(3)), (flatten(), numbers(2, 1, 3, 2)),
+    (mse(), (numbers(7), numbers(7, seed=1))), (half_squared_error(), (numbers(2, 3, 4), numbers(2, 3, 4, seed=1))),
+    (softmax_cross_entropy(), (numbers(6), np.int32(2))),
+    (softmax_cross_entropy(), (numbers(2, 2, 5), np.full((2, 2, 5), 0.2))),
+    (chain(), X), (chain(dense(4), skip(skip(chain(tanh(), dense(4)))), relu()), numbers(3, 2)), (skip(softmax()), X),
+]
+
+
+@pytest.mark.parametrize(("right", "x"), OTHER_SHAPES, ids=lambda row: "")
+def test_a_public_rule_is_right_on_other_shapes(right, x):
+    report = check_layer(right, x)
+    assert report.verdict == "OK", f"{right}\n{report}"
+
+
+def test_inputs_may_be_specs_arrays_and_python_numbers():
+    square = pointwise("square()", lambda x: x * x, lambda x: 2 * x)
+    for x in (jax.ShapeDtypeStruct((3,), jnp.bfloat16), jnp.ones(3, jnp.bfloat16), np.float32(2), 3.0):
+        assert check_layer(square, x, **QUICK).verdict == "OK"
+
+
+def test_checking_leaves_the_configuration_as_it_was():
+    check_layer(tanh(), X, **QUICK)
+    assert jax.config.jax_enable_x64 is False
+    assert jnp.ones(1).dtype == jnp.float32
+
+
+def test_the_same_seed_gives_the_same_report():
+    first, second = (str(check_layer(changed(tanh(), lambda p, y, dy, dp, dx: (dp, 2 * dx)), X, seed=3, **QUICK)) for _ in "ab")
+    assert first == second
+
+
+def dropout(rate):
+    """Draws its mask from a key that is carried; the backward draws the same mask again."""
+    def keep(key, x):
+        return jax.random.bernoulli(jax.random.split(key)[0], 1 - rate, x.shape)
+
+    def forward(params, x):
+        return jnp.where(keep(params.value, x), x / (1 - rate), 0), ()
+
+    def backward(params, residuals, dy):
+        following = jax.random.split(params.value)[1]
+        return Next(following), jnp.where(keep(params.value, dy), dy / (1 - rate), 0)
+
+    return layer(f"dropout({rate})", forward, backward, lambda key, x: State(key))
+
+
+def batch_norm(momentum=0.9):
+    """Normalised over the batch; a running mean is carried."""
+    def init(key, x):
+        return {"gain": jnp.ones(x.shape[-1], x.dtype), "mean": State(jnp.zeros(x.shape[-1], x.dtype))}
+
+    def forward(params, x):
+        mean = x.mean(0)
+        scale = lax.rsqrt(jnp.square(x - mean).mean(0) + 1e-5)
+        z = (x - mean) * scale
+        return z * params["gain"], (z, scale, mean)
+
+    def backward(params, kept, dy):
+        z, scale, mean = kept
+        dz = dy * params["gain"]
+        following = momentum * params["mean"].value + (1 - momentum) * mean
+        return {"gain": (dy * z).sum(0), "mean": Next(following)}, scale * (dz - dz.mean(0) - z * (dz * z).mean(0))
+
+    return layer("batch_norm()", init=init, forward=forward, backward=backward)
+
+
+@pytest.mark.parametrize("right", [dropout(0.5), batch_norm(), chain(dropout(0.3), batch_norm())], ids=str)
+def test_a_layer_with_state_is_right(right):
+    assert check_layer(right, X).verdict == "OK"
+
+
+def test_another_mask_in_the_backward_is_wrong():
+    wrong = changed(dropout(0.5), lambda key, r, dy, dp, dx: dropout(0.5).backward(State(dp.value), r, dy))
+    assert wrong_leaves(check_layer(wrong, X, **QUICK)) == {"x"}
+
+
+def test_integer_inputs_have_no_cotangent():
+    assert check_layer(_embedding(lambda at, dy: at.add(dy)), IDS).verdict == "OK"
+    assert check_layer(flatten(), np.zeros((2, 3), np.int32)).verdict == "OK"
+
+
+centre = from_function(lambda params, x: x - x.mean(0))
+
+
+def test_a_bias_in_front_of_a_mean_is_noise():
+    """Its true gradient is zero, all that is left is rounding."""
+    assert check_layer(chain(dense(3), centre), X).verdict in SMOOTH
+
+
+def test_a_wrong_bias_in_front_of_a_mean_is_no_noise():
+    wrong = changed(dense(3), lambda p, x, dy, dp, dx: ({**dp, "b": dp["b"] + 1e-9}, dx))
+    assert wrong_leaves(check_layer(chain(wrong, centre), X, **QUICK)) == {"params/0/b"}
+
+
+DEEP = [part for _ in range(12) for part in (dense(6), sigmoid())]
+
+
+def test_twelve_sigmoids_are_no_false_alarm():
+    net = chain(*DEEP, dense(3))
+    report = check_network(net, softmax_cross_entropy(), start(net, X), (X, CLASSES), dtypes=("float64",))
+    assert report.verdict in SMOOTH
+
+
+def test_an_error_before_twelve_sigmoids_is_found():
+    """The gradient is a millionth there, but an error of a thousandth of it is still one."""
+    slightly = changed(sigmoid(), lambda p, y, dy, dp, dx: (dp, 1.001 * dx))
+    net = chain(DEEP[0], slightly, *DEEP[2:])
+    assert wrong_leaves(check_layer(net, X, start(net, X), **QUICK)) == {"params/0/b", "params/0/w", "x"}
+
+
+@pytest.mark.parametrize("residual", [1e-3, 1e-6, 1e-9])
+def test_a_converged_net_is_no_false_alarm(residual):
+    w = numbers(5, 2, seed=1)
+    y = X @ w + residual * numbers(4, 2, seed=2)
+    assert check_network(dense(2), mse(), {"w": w, "b": np.zeros(2)}, (X, y), seed=1).verdict in SMOOTH
+
+
+def test_a_wrong_rule_in_a_converged_net_is_found():
+    w = numbers(5, 2, seed=1)
+    wrong = changed(dense(2), lambda p, x, dy, dp, dx: ({**dp, "w": 2 * dp["w"]}, dx))
+    batch = X, X @ w + 1e-9 * numbers(4, 2, seed=2)
+    assert check_network(wrong, mse(), {"w": w, "b": np.zeros(2)}, batch, dtypes=("float64",)).verdict == "WRONG"
+
+
+def test_a_least_squares_solution_is_no_false_alarm():
+    """The loss is far from zero, its gradient is rounding."""
+    y = numbers(4, 1, seed=1)
+    w, *_ = np.linalg.lstsq(X[:, :3], y, rcond=None)
+    assert check_network(dense(1, bias=False), mse(), {"w": w}, (X[:, :3], y)).verdict in SMOOTH
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, 1e10])
+def test_a_constant_function_has_no_gradient(value):
+    constant = layer("constant()", lambda p, x: (jnp.full_like(x, value), ()), lambda p, _, dy: ((), jnp.zeros_like(dy)))
+    assert check_layer(constant, X).verdict == "OK"
+
+
+def test_empty_inputs_are_right():
+    assert check_layer(dense(3), np.zeros((0, 5))).verdict == "OK"
+    assert check_layer(tanh(), np.zeros((0, 5))).verdict == "OK"
+
+
+# ---- kinks
+
+ZERO = np.array([0.0, 1.0, -1.0])
+absolute = pointwise("absolute()", jnp.abs, jnp.sign)
+AT_KINKS = {
+    "relu": (relu(), ZERO),
+    "negative zero": (relu(), -ZERO),
+    "leaky_relu": (leaky_relu(), ZERO),
+    "abs": (absolute, ZERO),
+    "maximum": (pointwise("maximum()", lambda x: jnp.maximum(x, 0), lambda x: (x > 0).astype(x.dtype)), ZERO),
+    "maximum by jax": (from_function(lambda p, x: jnp.maximum(x, 0)), ZERO),
+    "clip": (pointwise("clip()", lambda x: jnp.clip(x, -1, 1), lambda x: (jnp.abs(x) < 1).astype(x.dtype)), ZERO),
+    "two equal in a max": (
+        layer("max()", lambda p, x: (jnp.max(x), x), lambda p, x, dy: ((), jnp.zeros_like(x).at[jnp.argmax(x)].set(dy))),
+        np.array([1.0, 1.0, -2.0])),
+    "relu in a chain": (chain(relu(), tanh()), ZERO),
+}
+
+
+@pytest.mark.parametrize("kink", AT_KINKS)
+def test_at_a_kink_the_verdict_is_kink(kink):
+    right, x = AT_KINKS[kink]
+    assert check_layer(right, x).verdict == "KINK"
+
+
+@pytest.mark.parametrize("value", [-1.01, 1.01, 2.0, np.nan])
+def test_a_value_outside_the_one_sided_slopes_is_wrong_even_at_a_kink(value):
+    wrong = pointwise("absolute()", jnp.abs, lambda x: jnp.where(x == 0, value, jnp.sign(x)))
+    assert check_layer(wrong, ZERO, **QUICK).verdict == "WRONG"
+
+
+def test_a_kink_excuses_no_other_element():
+    wrong = pointwise("relu()", lambda x: jnp.maximum(x, 0), lambda x: jnp.where(x > 0.5, 0.9, x > 0))
+    assert check_layer(wrong, ZERO, **QUICK).verdict == "WRONG"
+
+
+NEAR = [sign * size for size in (5e-324, 1e-12, 1e-9, 1e-7, 5e-7, 1e-6, 2e-6, 5e-6, 1e-5, 1e-4) for sign in (1, -1)]
+
+
+@pytest.mark.parametrize("right", [relu(), leaky_relu(), absolute], ids=str)
+def test_near_a_kink_a_right_rule_is_not_wrong(right):
+    for x in (np.array([*NEAR, 1.0, -1.0]), np.array([2e-6, 1.0]), np.array([1e-6])):
+        assert check_layer(right, x, **QUICK).verdict in ("OK", "KINK")
+
+
+# ---- check_gradient: anybody's functions
+
+V = numbers(6)
+
+
+def sines(x):
+    """A numpy function no tracer gets through."""
+    return float(np.sum(np.sin(np.asarray(x)) * x))
+
+
+def test_numpy_functions_are_checked():
+    assert check_gradient(sines, lambda x: np.cos(x) * x + np.sin(x), V).verdict == "OK"
+    report = check_gradient(sines, lambda x: np.cos(x) * x, V)
+    assert (report.verdict, report.worst.layer) == ("WRONG", "sines")
+    assert "argument 0[" in str(report)
+
+
+CUSTOM = {
+    "right": (lambda x, dy: dy * jnp.cos(x), "OK"),
+    "other derivative": (lambda x, dy: dy * jnp.sin(x), "WRONG"),
+    "sign": (lambda x, dy: -dy * jnp.cos(x), "WRONG"),
+    "dy forgotten": (lambda x, dy: jnp.cos(x), "WRONG"),
+    "1e-6 in one element": (lambda x, dy: (dy * jnp.cos(x)).at[2].multiply(1 + 1e-6), "WRONG"),
+    "NaN": (lambda x, dy: jnp.full_like(x, jnp.nan), "WRONG"),
+    "no gradient": (lambda x, dy: None, "WRONG"),
+}
+
+
+@pytest.mark.parametrize("rule", CUSTOM)
+def test_custom_vjp_functions_are_checked(rule):
+    pull, verdict = CUSTOM[rule]
+    assert check_gradient(with_rule(jnp.sin, pull), None, V).verdict == verdict
+
+
+def test_a_custom_vjp_function_with_one_wrong_element_among_many():
+    x = numbers(500)
+    assert check_gradient(with_rule(jnp.tanh, lambda x, dy: dy * (1 - jnp.tanh(x) ** 2)), None, x).verdict == "OK"
+    last = with_rule(jnp.tanh, lambda x, dy: (dy * (1 - jnp.tanh(x) ** 2)).at[-1].multiply(1.01))
+    assert check_gradient(last, None, x).verdict == "WRONG"
+
+
+def test_a_function_with_reverse_mode_alone():
+    """A callback has no derivative by jax; its custom_vjp has, in reverse mode only."""
+    on_host = lambda x: jax.pure_callback(lambda a: np.sin(a), jax.ShapeDtypeStruct(x.shape, x.dtype), x,
+                                          vmap_method="sequential")
+    assert check_gradient(with_rule(on_host, lambda x, dy: dy * jnp.cos(x)), None, V).verdict == "OK"
+    assert check_gradient(with_rule(on_host, lambda x, dy: dy * jnp.sin(x)), None, V).verdict == "WRONG"
+
+
+def test_a_custom_jvp_function_with_a_wrong_rule():
+    sine = jax.custom_jvp(jnp.sin)
+    sine.defjvp(lambda primals, tangents: (jnp.sin(*primals), jnp.sin(*primals) * tangents[0]))
+    assert check_gradient(sine, None, V).verdict == "WRONG"
+
+
+def test_jitted_functions_are_checked():
+    square = jax.jit(lambda x: jnp.sum(x * x))
+    assert check_gradient(square, jax.grad(square), V).verdict == "OK"
+    assert check_gradient(square, jax.jit(lambda x: x), V).verdict == "WRONG"
+
+
+def test_argnums_of_a_numpy_function():
+    value = lambda a, x: float(np.sum(np.asarray(a) @ np.asarray(x)))
+    a, x = numbers(3, 6), V
+    assert check_gradient(value, lambda a, x: a.sum(0), a, x, argnums=1).verdict == "OK"
+    report = check_gradient(value, lambda a, x: 2 * a.sum(0), a, x, argnums=1)
+    assert wrong_leaves(report) == {"argument 1"}
+
+
+def test_argnums_of_a_custom_vjp_function():
+    @jax.custom_vjp
+    def product(a, b):
+        return a * b
+
+    product.defvjp(lambda a, b: (a * b, (a, b)), lambda kept, dy: (dy * kept[1], 2 * dy * kept[0]))
+    assert check_gradient(product, None, V, V[::-1]).verdict == "OK"
+    assert check_gradient(product, None, V, V[::-1], argnums=1).verdict == "WRONG"
+
+
+def test_pytrees_as_arguments():
+    value = lambda p: jnp.sum(jnp.tanh(p["w"])) * p["b"][0] * p["n"]
+    dw = lambda p: p["b"][0] * p["n"] * (1 - jnp.tanh(p["w"]) ** 2)
+    gradient = lambda p: {"w": dw(p), "b": [jnp.sum(jnp.tanh(p["w"])) * p["n"]], "n": None}
+    at = {"w": V, "b": [2.0], "n": 3}
+    assert check_gradient(value, gradient, at).verdict == "OK"
+    report = check_gradient(value, lambda p: {**gradient(p), "b": [p["b"][0]]}, at)
+    assert wrong_leaves(report) == {"argument 0/b/0"}
+
+
+def test_a_value_that_is_no_scalar_is_an_error_that_says_so():
+    with pytest.raises(ValueError, match="scalar"):
+        check_gradient(jnp.sin, jnp.cos, V)
+
+
+def test_value_and_grad_for_a_gradient_is_wrong_and_says_so():
+    value = lambda x: jnp.sum(x * x)
+    report = check_gradient(value, jax.value_and_grad(value), V)
+    assert report.verdict == "WRONG"
+    assert "the gradient: expected" in str(report)
+
+
+# ---- networks: the culprit is named
+
+badly = changed(relu(), lambda p, y, dy, dp, dx: (dp, dy))
+first_alone = changed(dense(5), lambda p, x, dy, dp, dx: ({**dp, "b": dy[0]}, dx))
+CULPRITS = {
+    "the first": ([first_alone, dense(3)], {"0 dense(5)"}),
+    "in a chain in a skip": ([skip(chain(dense(6), badly, dense(5)))], {"0/0/1 relu()"}),
+    "two": ([skip(chain(first_alone, badly))], {"0/0/0 dense(5)", "0/0/1 relu()"}),
+    "a missing key": ([changed(dense(5), lambda p, x, dy, dp, dx: ({"w": dp["w"]}, dx)), tanh()], {"0 dense(5)"}),
+}
+
+
+mean_square = layer("mean_square()", lambda p, batch: (jnp.mean(jnp.square(batch[0])), batch[0]),
+                    lambda p, y, dvalue: ((), (2 / y.size * dvalue * y, None)))
+
+
+@pytest.mark.parametrize("where", CULPRITS)
+def test_a_network_names_the_layer_that_is_wrong(where):
+    layers, culprits = CULPRITS[where]
+    net = chain(*layers)
+    report = check_network(net, mean_square, start(net, X), (X, CLASSES), dtypes=("float64",))
+    assert report.verdict == "WRONG"
+    assert {finding.layer for finding in report.findings} == culprits
+
+
+def test_a_network_that_ends_in_its_loss():
+    net = chain(badly, from_function(lambda params, y: (y, jnp.asarray(CLASSES))), softmax_cross_entropy())
+    report = check_network(net, None, start(net, X), X, dtypes=("float64",))
+    assert {finding.layer for finding in report.findings} == {"0 relu()"}
+
+
+def test_a_network_with_state_and_integer_inputs():
+    net = chain(_embedding(lambda at, dy: at.set(dy)), dropout(0.3))
+    ids = np.array([0, 3, 3, 6], np.int32)
+    report = check_network(net, softmax_cross_entropy(), net.init(jax.random.key(0), ids), (ids, CLASSES), dtypes=("float64",))
+    assert {finding.layer for finding in report.findings} == {"0 embedding()"}
+
+
+def test_a_right_network_is_ok():
+    net, x = mlp((64,)), numbers(32, 100)
+    labels = np.arange(32) % 10
+    assert check_network(net, softmax_cross_entropy(), start(net, x), (x, labels)).verdict == "OK"
+
+
+def test_a_real_network_on_real_digits_is_no_false_alarm():
+    """Among 128 relus times 32 examples the larger Taylor steps cross kinks."""
+    images, labels = load_mnist5k()
+    net = mlp((128, 128))
+    picked = np.random.default_rng(0).permutation(5000)[:32]
+    x, params = images[picked] / 255.0, net.init(jax.random.key(0), jnp.zeros((32, 28, 28)))
+    assert check_network(net, softmax_cross_entropy(), params, (x, labels[picked]), dtypes=("float64",)).verdict == "OK"
+
+
+# ---- assert_rule
+
+
+def test_assert_rule_raises_with_the_report():
+    with pytest.raises(AssertionError, match=r"WRONG relu\(\)  x\[.*the derivative of identity"):
+        assert_rule(badly, X)
+    with pytest.raises(AssertionError, match="WRONG sines"):
+        assert_rule(sines, lambda x: np.cos(x), V)
+
+
+def test_assert_rule_passes_right_rules_kinks_and_noise():
+    assert_rule(tanh(), X)
+    assert_rule(relu(), ZERO)
+    assert_rule(chain(dense(3), centre), X)
+    assert_rule(mse(), (X, 2 * X))
+    assert_rule(sines, lambda x: np.cos(x) * x + np.sin(x), V)
+    assert_rule(with_rule(jnp.sin, lambda x, dy: dy * jnp.cos(x)), None, V)
+
+
+# ---- the table
+
+
+def public_layers():
+    homes = {name: home for home, names in fbackprop._HOME.items() for name in names.split()}
+    return {name for name, home in homes.items() if home.startswith("layers.") or home == "losses"} | {"chain", "skip"}
+
+
+def test_every_public_layer_has_a_row():
+    assert {case.of for case in CASES} >= public_layers()
+
+
+def test_every_row_stands_for_what_it_says():
+    for case in CASES:
+        made_by = {"chain": "chain", "skip": "skip", "from_function": "from_function"}.get(case.of, case.of)
+        assert case.layer.name.partition("(")[0] == made_by, case.name
+        assert getattr(fbackprop, case.of)
+
+
+def test_no_two_rows_have_one_name():
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+QUICK_CASES = ("dense(5) square, two leading axes", "relu()", "softmax()", "softmax_cross_entropy()", "skip(dense(5))")
+
+
+@pytest.mark.parametrize("name", QUICK_CASES)
+def test_every_planted_bug_is_caught(name):
+    (case,) = [case for case in CASES if case.name == name]
+    result = verify_case(case, draws=3, seed=1)
+    assert result.planted > 5
+    assert result.missed == []
+    assert result.alarms == []
+    assert result.as_expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_whole_table_at_other_seeds(case, seed):
+    result = verify_case(case, draws=0 if "empty" in case.note or case.verdict != "OK" else 100, seed=seed)
+    assert result.report.verdict == case.verdict
+    assert result.missed == []
+    assert [str(alarm) for alarm in result.alarms] == []
+
+
+def test_a_wrong_row_is_counted_and_named():
+    wrong = Case("tanh", changed(tanh(), lambda p, y, dy, dp, dx: (dp, 2 * dx)), drawn(3, 5))
+    right = Case("tanh", tanh(), drawn(0, 5), "empty batch")
+    seen = []
+    counts = verify_table([wrong, right], draws=0, on_result=seen.append)
+    assert [result.as_expected for result in seen] == [False, True]
+    assert (counts["layers"], counts["cases"], counts["ok"], counts["wrong"]) == (1, 2, 1, 1)
+    assert counts["worst"]["verdict"] == "WRONG"
+    assert json.loads(json.dumps(counts)) == counts == summary(seen)
+
+
+def test_a_false_alarm_is_counted():
+    """A rule that is wrong above 1.47 alone: right at the first point, wrong at some later ones."""
+    late = Case("tanh", changed(tanh(), lambda p, y, dy, dp, dx: (dp, jnp.where(y > 0.9, 2 * dx, dx))), drawn(2, 2))
+    result = verify_case(late, draws=40)
+    assert result.report.verdict == "OK"
+    assert result.alarms
+    assert summary([result])["false_alarms"] == len(result.alarms)
