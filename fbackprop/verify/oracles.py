@@ -24,6 +24,7 @@ STEP = 1e-6  # of central differences, times max(1, |theta_i|)
 TAYLOR_STEPS = 4.0 ** -np.arange(3, 14)  # 1.6e-2 to 1.5e-8: below the distance to any kink, nearly always
 KINK_STEPS = 10.0 ** -np.arange(6, 1, -1)  # 1e-6 to 1e-2
 EPS = float(np.finfo(np.float64).eps)
+ROWS = 12  # of a call of jax's gradient
 
 Array = Any
 
@@ -66,6 +67,10 @@ def quick_jit(fn: Callable) -> Callable:
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 
 
+def _wide(a: Array) -> Array:
+    return np.asarray(a, np.float64)
+
+
 def _moved(vector: Array, rng: np.random.Generator) -> Array:
     """The vector, and three copies with every element one unit in the last place up or down."""
     signs = rng.integers(0, 2, (3, vector.size)).astype(bool)
@@ -96,15 +101,22 @@ class Oracles:
 
     def auto(self, point: Point, rng: np.random.Generator) -> tuple[Array | None, Array, float]:
         """`(gradient by jax, its noise per leaf, noise of the value)` in the dtype of the point."""
-        grads, values = self._auto(_moved(point.theta, rng), point.fixed, _moved(point.dy, rng))
-        values = np.asarray(values, np.float64)
+        grads, values = self._grads(_moved(point.theta, rng), point.fixed, _moved(point.dy, rng))
         value_noise = float(np.max(np.abs(values[1:] - values[0])))
         if grads is None:
             return None, np.zeros(len(self.subject.leaves)), value_noise
-        grads = np.asarray(grads)
-        change = np.abs(grads[1:].astype(np.float64) - grads[0].astype(np.float64))
-        noise = np.array([np.max(change[:, leaf.slice], initial=0.0) for leaf in self.subject.leaves])
-        return grads[0], noise, value_noise
+        return grads[0], self._largest(_wide(grads[1:]) - _wide(grads[0])), value_noise
+
+    def _grads(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
+        """jax's gradient and the value for every row of thetas and dys."""
+        rows = ((0, ROWS - len(thetas)), (0, 0))  # one length: one compile for each dtype
+        grads, values = self._auto(np.pad(thetas, rows), fixed, np.pad(dys, rows))
+        return None if grads is None else np.asarray(grads)[: len(thetas)], np.asarray(values, np.float64)[: len(thetas)]
+
+    def _largest(self, rows: Array) -> Array:
+        """Per leaf, the largest size of an element in any row; 0 where that is not finite."""
+        largest = np.array([np.max(np.abs(rows[:, leaf.slice]), initial=0.0) for leaf in self.subject.leaves])
+        return np.where(np.isfinite(largest), largest, 0.0)
 
     def evidence(self, point: Point, rng: np.random.Generator) -> Evidence:
         """Everything the float64 oracles say at a float64 point."""
@@ -130,7 +142,7 @@ class Oracles:
         terms = max(terms, float(np.max(np.abs(values[1 : 1 + 4 * k]), initial=0.0)))  # at a minimum of 0 the steps round
         jvp, jvp_terms = self.tangents(point, v)
         return Evidence(
-            point, auto, np.where(np.isfinite(noise), noise, 0.0), single, EPS * terms + value_noise, coordinates, differences,
+            point, auto, noise, single, EPS * terms + value_noise, coordinates, differences,
             np.abs(differences - wider), steps, v, jvp, jvp_terms,
             (increments - values[0]).reshape(len(leaves), len(TAYLOR_STEPS)))
 
@@ -141,13 +153,10 @@ class Oracles:
         """
         narrow = point.astype(np.float32)
         auto, noise, _ = self.auto(narrow, rng)
-        fixed, thetas, own = narrow.astype(np.float64).fixed, np.tile(narrow.theta, (4, 1)), np.zeros(len(self.subject.leaves))
-        for _ in range(3):  # a dozen cotangents of this size: one error alone may be small by chance
-            dys = (narrow.dy * rng.uniform(0.5, 1.5, (4, narrow.dy.size))).astype(np.float32)
-            off = np.asarray(self._auto(thetas, narrow.fixed, dys)[0]).astype(np.float64)
-            off -= np.asarray(self._auto(thetas.astype(np.float64), fixed, dys.astype(np.float64))[0])
-            errors = [np.max(np.abs(off[:, leaf.slice]), initial=0.0) for leaf in self.subject.leaves]
-            own = np.maximum(own, np.where(np.isfinite(errors), errors, 0.0))
+        # a dozen cotangents of this size: one error alone may be small by chance
+        dys = (narrow.dy * rng.uniform(0.5, 1.5, (12, narrow.dy.size))).astype(np.float32)
+        thetas, fixed = np.tile(narrow.theta, (12, 1)), narrow.astype(np.float64).fixed
+        own = self._largest(_wide(self._grads(thetas, narrow.fixed, dys)[0]) - self._grads(_wide(thetas), fixed, _wide(dys))[0])
         return (auto, np.maximum(noise, own)), own * EPS / float(np.finfo(np.float32).eps)
 
     def values(self, point: Point, v: Array, moves: Moves) -> tuple[Array, float]:
