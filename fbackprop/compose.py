@@ -29,7 +29,7 @@ def chain(*layers: Layer) -> Layer:
         return tuple(params)
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        _expect_parts(params, layers)
+        expect_parts(params, layers)
         residuals = []
         for i, layer in enumerate(layers):
             with at(i, layer):
@@ -61,7 +61,7 @@ def skip(layer: Layer) -> Layer:
         return (params,)
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        _expect_parts(params, (layer,))
+        expect_parts(params, (layer,))
         with at(0, layer):
             y, residuals = layer.forward(params[0], x)
         expect_like(y, x, "y of a layer inside skip")
@@ -83,7 +83,8 @@ def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
                f"Did you mean {name}()?" if name else "Layers are given one by one, not as a list", TypeError)
 
 
-def _expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
+def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
+    """TypeError unless `params` is a combinator's: a tuple with one tree per layer."""
     ok = isinstance(params, tuple) and len(params) == len(layers)
     expect(ok, "params", f"a tuple of {len(layers)} trees, one per layer", params,
            "Were they made by this network's own init, or graft()ed?", TypeError)
@@ -92,7 +93,8 @@ def _expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
 def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
     """`fn(path, layer)` on every layer of `net`, children first, the root (path "") included."""
     if net.parts:
-        parts = [map_layers_with_path(part, fn, f"{path}/{i}" if path else str(i)) for i, part in enumerate(net.parts)]
+        below = lambda i: path if net.wraps else f"{path}/{i}" if path else str(i)
+        parts = [map_layers_with_path(part, fn, below(i)) for i, part in enumerate(net.parts)]
         if any(new is not old for new, old in zip(parts, net.parts)):
             expect(net.rebuild is not None, net.name, "a combinator with rebuild", "none, and a part of it changed",
                    "Give its Layer rebuild=lambda parts: ...", TypeError)
@@ -118,6 +120,8 @@ def _with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
     seen: list[str] = []
 
     def replaced(path: str, layer: Layer) -> Layer:
+        if layer.wraps:
+            return layer  # what it wraps has the same path
         seen.append(path)
         for where, fn in rules.items():
             layer = fn(layer) if fnmatchcase(path, where) else layer

@@ -36,6 +36,7 @@ class Layer:
     inference: Layer | None = None                           # the twin out of training, same params
     parts: tuple[Layer, ...] = ()                            # children of a combinator
     rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
+    wraps: bool = False                                      # parts[0] seen through: the same paths as without the wrapper
 
     def __repr__(self) -> str:
         return self.name
@@ -78,6 +79,22 @@ class Next(_Carried):
     """In what `backward` returns: the successor of a State. Another node type on purpose: `params - lr * grads` raises."""
 
 
+@tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Wrapped:
+    """Params of a wrapper that needs some of its own: paths show what is inside as if nothing were around it."""
+
+    inner: Tree
+    own: Tree
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[_Hidden, Tree], ...], None]:
+        return ((_Hidden("inner"), self.inner), (_Hidden("own"), self.own)), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: tuple[Tree, Tree]) -> Wrapped:
+        return cls(*children)
+
+
 @tree_util.register_static
 @dataclass(frozen=True)
 class Static:
@@ -108,12 +125,17 @@ def merge(trainable: Tree, state: Tree) -> Tree:
 
 
 def paths(tree: Tree) -> dict[str, Any]:
-    """Every leaf by its path, in order: `{"0/w": ..., "0/b": ...}`; the `value` of State and Next is left out."""
+    """Every leaf by its path, in order: `{"0/w": ..., "0/b": ...}`; what State, Next and Wrapped add to a path is left out."""
+    return {path: leaf for path, leaf in named_leaves(tree) if leaf is not None}
+
+
+def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf and, with None for a leaf, of every empty place."""
     def name(key: Any) -> str:
         return str(next(getattr(key, field) for field in ("key", "idx", "name") if hasattr(key, field)))
 
-    leaves = tree_util.tree_leaves_with_path(tree)
-    return {"/".join(name(key) for key in keys if not isinstance(key, _Hidden)): leaf for keys, leaf in leaves}
+    leaves = tree_util.tree_leaves_with_path(tree, is_leaf=lambda n: n is None)
+    return [("/".join(name(key) for key in keys if not isinstance(key, _Hidden)), leaf) for keys, leaf in leaves]
 
 
 def graft(params: Tree, into: Tree) -> Tree:

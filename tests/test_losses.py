@@ -245,7 +245,7 @@ def test_no_classes_are_refused():
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize("batch", [Y, (Y,), (Y, Y, Y), {"y": Y, "target": Y}], ids=["array", "one", "three", "dict"])
+@pytest.mark.parametrize("batch", [Y, (Y,), (Y, Y, Y, Y), {"y": Y, "target": Y}], ids=["array", "one", "four", "dict"])
 def test_a_loss_takes_a_pair(loss, batch):
     with pytest.raises(TypeError, match=r"input of a loss: expected a pair \(y, target\), got"):
         predict(loss)((), batch)

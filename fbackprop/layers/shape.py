@@ -1,30 +1,87 @@
-"""shape: the same elements in another shape.
+"""shape: the same elements in another place; and scale, the same times a number.
 
-Shapes    flatten: x (B, ...), y (B, prod(...))
-Dtypes    any; integer input has cotangent None
+Shapes    flatten: x (B, ...), y (B, prod(...)); reshape: x (B, ...), y (B, *shape); transpose: y's axis i is x's axis axes[i];
+          take_last: x (..., T, D), y (..., D); scale: x (...), y (...)
+Dtypes    any; integer input has cotangent None. scale: floating, the product is taken in float32 when narrower
 Units     none
-Forward   y = reshape(x)
-Backward  dx = reshape(dy) to the shape of x: elements only move, so do their cotangents
-Keeps     the shape of x, static: no bytes
+Forward   y = reshape(x); y = transpose(x); y = x at the last step in time; y = factor x
+Backward  elements only move, so do their cotangents: dx = reshape(dy) to the shape of x; dx = dy transposed back; dx = dy at
+          the last step, 0 at the others, which y does not depend on; dx = factor dy
+Keeps     the shape of x, static: no bytes; scale: nothing
 At kinks  none: linear
-Raises    TypeError: params that are not (); ValueError: x without a batch axis
+Raises    TypeError: params that are not (); ValueError: x without a batch axis, elements that do not fit the shape, axes that
+          are no permutation of x's, no last step, a factor that is no number
 Source    elementary; derivation in docs/derivations/shape.md
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
+from numbers import Real
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from ..dtypes import is_floating
-from ..errors import expect, expect_params
+from ..dtypes import is_floating, wide
+from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Static, Tree
+
+Shape = tuple[int, ...]
 
 
 def flatten() -> Layer:
     """x (B, ...) -> y (B, product of the rest)."""
+
+    def move(x: jax.Array) -> jax.Array:
+        _expect_batch_axis(x)
+        return x.reshape(x.shape[0], prod(x.shape[1:]))
+
+    return _moving("flatten()", move, lambda shape, dy: dy.reshape(shape))
+
+
+def reshape(*shape: int) -> Layer:
+    """x (B, ...) -> y (B, *shape): the batch axis stays. One of the sizes may be -1: whatever is left."""
+    ok = all(isinstance(size, int) and size >= -1 for size in shape) and shape.count(-1) <= 1
+    expect(ok, "reshape shape", "sizes without the batch axis, at most one of them -1", repr(shape))
+
+    def move(x: jax.Array) -> jax.Array:
+        _expect_batch_axis(x)
+        have, known = prod(x.shape[1:]), prod(size for size in shape if size >= 0)
+        fits = have == known or (-1 in shape and known > 0 and have % known == 0)
+        expect(fits, "x", f"{shape} to hold the {have} elements of an example", x)
+        left = have // max(known, 1)  # not asked of jnp.reshape, which cannot divide an empty batch
+        return x.reshape(x.shape[0], *(left if size < 0 else size for size in shape))
+
+    return _moving(f"reshape({', '.join(map(str, shape))})", move, lambda shape, dy: dy.reshape(shape))
+
+
+def transpose(*axes: int) -> Layer:
+    """y = jnp.transpose(x, axes): `axes` are those of x, the batch axis 0 among them, in the order y has them."""
+    expect(sorted(axes) == list(range(len(axes))), "transpose axes", "each of 0, 1, ... once, the batch axis too", repr(axes))
+
+    def move(x: jax.Array) -> jax.Array:
+        expect(x.ndim == len(axes), "x", f"{len(axes)} axes", x)
+        return jnp.transpose(x, axes)
+
+    back = tuple(int(axis) for axis in np.argsort(axes))
+    return _moving(f"transpose({', '.join(map(str, axes))})", move, lambda _, dy: jnp.transpose(dy, back))
+
+
+def take_last() -> Layer:
+    """x (..., T, D) -> y (..., D), the last step in time."""
+
+    def move(x: jax.Array) -> jax.Array:
+        expect(x.ndim >= 2 and x.shape[-2] > 0, "x", "at least one step in time, (..., T, D)", x)
+        return x[..., -1, :]
+
+    return _moving("take_last()", move, lambda shape, dy: jnp.zeros(shape, dy.dtype).at[..., -1, :].set(dy))
+
+
+def _moving(name: str, move: Callable[[jax.Array], jax.Array], back: Callable[[Shape, jax.Array], jax.Array]) -> Layer:
+    """y = move(x), dx = back(shape of x, dy)."""
 
     def init(key: jax.Array, x: Any) -> Tree:
         return ()
@@ -32,11 +89,37 @@ def flatten() -> Layer:
     def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, Static]:
         expect_params(params)
         expect(hasattr(x, "shape"), "x", "one array", x, error=TypeError)
-        expect(x.ndim >= 1, "x", "a batch axis", x)
-        return x.reshape(x.shape[0], prod(x.shape[1:])), Static((x.shape, is_floating(x)))
+        return move(x), Static((x.shape, is_floating(x)))
 
     def backward(params: Tree, residuals: Static, dy: Any) -> tuple[Tree, Any]:
         shape, floating = residuals.value
-        return (), dy.reshape(shape) if floating else None
+        return (), back(shape, dy) if floating else None
 
-    return Layer("flatten()", init, forward, backward)
+    return Layer(name, init, forward, backward)
+
+
+def _expect_batch_axis(x: jax.Array) -> None:
+    expect(x.ndim >= 1, "x", "a batch axis", x)
+
+
+def scale(factor: float) -> Layer:
+    """y = factor x, the factor a fixed number."""
+    expect(isinstance(factor, Real) and not isinstance(factor, bool), "scale factor", "a number", repr(factor),
+           "A trained factor is a layer of its own: see docs/adding-a-layer.md")
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        expect_floating(x=x)
+        return ()
+
+    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
+        expect_params(params)
+        expect_floating(x=x)
+        return times(x), ()
+
+    def backward(params: Tree, residuals: tuple[()], dy: jax.Array) -> tuple[Tree, jax.Array]:
+        return (), times(dy)
+
+    def times(x: jax.Array) -> jax.Array:
+        return (float(factor) * wide(x)).astype(x.dtype)
+
+    return Layer(f"scale({factor:g})", init, forward, backward)

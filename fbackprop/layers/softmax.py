@@ -1,10 +1,10 @@
-"""softmax: positive numbers that sum to 1 along the last axis.
+"""softmax: positive numbers that sum to 1 along the last axis, or their logarithms.
 
 Shapes    x (..., V), y (..., V)
 Dtypes    floating; computed in float32 when x is narrower
-Units     probabilities
-Forward   y = exp(x - max x) / sum exp(x - max x)
-Backward  dx = y (dy - sum(y dy)): the Jacobian is diag(y) - y y^T
+Units     probabilities; log_softmax: nats
+Forward   y = exp(x - max x) / sum exp(x - max x); log_softmax: y = x - max x - log sum exp(x - max x)
+Backward  dx = y (dy - sum(y dy)): the Jacobian is diag(y) - y y^T; log_softmax: dx = dy - exp(y) sum(dy)
 Keeps     y, in float32 when x is narrower: a rounded y does not sum to 1, and dx would be off by that
 At kinks  none: the maximum that is subtracted cancels
 Raises    TypeError: params that are not (); ValueError: x not floating, no axis, an axis of size 0
@@ -13,6 +13,7 @@ Source    Bridle 1990; derivation in docs/derivations/softmax.md
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,9 +23,31 @@ from ..dtypes import wide
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Tree
 
+Function = Callable[..., jax.Array]
+
 
 def softmax() -> Layer:
     """y = exp(x) / sum(exp(x)) over the last axis. Before a cross-entropy use `softmax_cross_entropy` on the logits instead."""
+
+    def dx(y: jax.Array, dy: jax.Array) -> jax.Array:
+        mean = jnp.sum(y * dy, axis=-1, keepdims=True)  # (..., 1): the rank-one term
+        return y * (dy - jnp.broadcast_to(mean, y.shape))
+
+    return _over_last_axis("softmax()", jax.nn.softmax, dx)
+
+
+def log_softmax() -> Layer:
+    """y = x - log(sum(exp(x))) over the last axis: finite where the logarithm of softmax's y is not."""
+
+    def dx(y: jax.Array, dy: jax.Array) -> jax.Array:
+        total = jnp.sum(dy, axis=-1, keepdims=True)  # (..., 1): the rank-one term
+        return dy - jnp.exp(y) * jnp.broadcast_to(total, y.shape)
+
+    return _over_last_axis("log_softmax()", jax.nn.log_softmax, dx)
+
+
+def _over_last_axis(name: str, f: Function, dx: Function) -> Layer:
+    """y = f(x) and dx from y and dy, in the wide dtype."""
 
     def init(key: jax.Array, x: Any) -> Tree:
         expect_floating(x=x)
@@ -34,11 +57,10 @@ def softmax() -> Layer:
         expect_params(params)
         expect_floating(x=x)
         expect(x.ndim >= 1 and x.shape[-1] > 0, "x", "a last axis of size at least 1", x)
-        y = jax.nn.softmax(wide(x), axis=-1)
+        y = f(wide(x), axis=-1)
         return y.astype(x.dtype), y
 
     def backward(params: Tree, y: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
-        mean = jnp.sum(y * wide(dy), axis=-1, keepdims=True)  # (..., 1): the rank-one term
-        return (), (y * (wide(dy) - jnp.broadcast_to(mean, y.shape))).astype(dy.dtype)
+        return (), dx(y, wide(dy)).astype(dy.dtype)
 
-    return Layer("softmax()", init, forward, backward)
+    return Layer(name, init, forward, backward)

@@ -6,10 +6,26 @@ negatives; size-1 and size-0 axes, large logits, and kinks pinned, in cases of t
 
 from __future__ import annotations
 
-from . import compose, elementwise, layers, losses
+from . import (
+    attention,
+    branch,
+    compose,
+    conv,
+    dropout,
+    elementwise,
+    embedding,
+    glu,
+    layers,
+    losses,
+    norm,
+    pool,
+    recurrent,
+    shape,
+)
 from .case import Bugs, Case
 
-_FAMILIES = (layers, elementwise, losses, compose)
+_FAMILIES = (layers, elementwise, losses, compose, branch, recurrent, norm, embedding, dropout, shape, glu, attention,
+             conv, pool)
 
 CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
 KIND_BUGS: Bugs = {kind: bugs for family in _FAMILIES for kind, bugs in family.BUGS.items()}

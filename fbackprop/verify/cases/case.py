@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,3 +55,10 @@ def pinned(*sizes: int) -> Draw:
 def right(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     """What the right rule gives: the start of most mistakes."""
     return layer.backward(params, layer.forward(params, x)[1], dy)
+
+
+def call(layer: Layer) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments and options in a layer's name, which is the call that made it; `...` where it leaves a value out."""
+    made = ast.parse(layer.name, mode="eval").body
+    assert isinstance(made, ast.Call)
+    return list(map(ast.literal_eval, made.args)), {str(k.arg): ast.literal_eval(k.value) for k in made.keywords}

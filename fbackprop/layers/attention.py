@@ -1,0 +1,213 @@
+"""attention: every query takes the mean of the values, weighted by the softmax of its products with the keys.
+
+Shapes    x (..., T, (H + 2 K) C): q (H heads), k (K heads) and v (K heads) side by side; y (..., T, H C). With a padding
+          mask, bool (..., T), True where a key may be attended: (x, mask) -> (y, mask)
+Dtypes    floating; softmax in float32 and products accumulated in float32 when x is narrower; the cotangent of mask is None
+Units     none
+Forward   s = q k^T / sqrt(C), -inf where the mask or `causal` forbids; p = softmax s; y = p v. A group of H / K query heads
+          shares one key/value head. A query that may attend to nothing: y = 0
+Backward  dv = p^T dy; dp = dy v^T; ds = p (dp - rowsum(dy y)) / sqrt(C); dq = ds k; dk = ds^T q; dk and dv summed over the
+          group. A query that may attend to nothing gives and gets zero
+Keeps     x, the log-sum-exp of every row of s (T H numbers) and y: p is made again from the first two, never kept. y makes the
+          rank-one term rowsum(dy y) = rowsum(p dp) known before the first block; it is usually the next dense's input,
+          stored anyway
+At kinks  none: the maximum that is subtracted cancels
+Raises    TypeError: params that are not (), x neither an array nor a pair; ValueError: heads that do not divide, T = 0, a mask
+          of another shape or dtype, x not floating
+Source    Vaswani et al. 2017, section 3.2; groups: Ainslie et al. 2023, section 2.2; blocks: Milakov and Gimelshein 2018,
+          section 3, and Dao et al. 2022, section 3.1; derivation in docs/derivations/attention.md
+
+With `block` no array is T x T: the products are walked in tiles of block x block with a running maximum and sum, so memory is
+linear in T; under `causal` the tiles above the diagonal are left out. Axis letters: N blocks, T queries and S keys of a block,
+K key/value heads, G query heads to each, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..dtypes import wide, wide_dtype
+from ..errors import expect, expect_floating, expect_params
+from ..layer import Layer, Tree
+
+
+def attention(heads: int, kv_heads: int | None = None, causal: bool = False, block: int | None = None) -> Layer:
+    """softmax(q k^T / sqrt(C)) v. x (..., T, (heads + 2 kv_heads) C) -> y (..., T, heads C), or (x, mask) -> (y, mask).
+
+    `kv_heads`: key/value heads, `heads` unless given; query head h reads key/value head h // (heads // kv_heads).
+    `causal`: position t attends to 0..t. `block`: queries and keys of a tile, for memory linear in T; need not divide T.
+    """
+    shared = heads if kv_heads is None else kv_heads
+    for what, number in (("heads", heads), ("kv_heads", shared), ("block", 1 if block is None else block)):
+        ok = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+        expect(ok, f"attention {what}", "a whole number of at least 1", repr(number))
+    expect(heads % shared == 0, "attention kv_heads", f"a divisor of heads = {heads}", repr(kv_heads))
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        _checked(x, heads + 2 * shared)
+        return ()
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        expect_params(params)
+        qkv, mask = _checked(x, heads + 2 * shared)
+        steps = qkv.shape[-2]
+        q, k, v, there = _blocks(qkv, mask, heads, shared, block)
+
+        def tile(rows: Any, pair: Any) -> tuple[Any, None]:
+            i, j = pair
+            s = _scores(q, k, there, i, j, causal)
+            return jax.tree.map(partial(_put, i), rows, _attend([_at(i, row) for row in rows], s, _at(j, v))), None
+
+        zeros = wide(jnp.zeros(q.shape[:-1], q.dtype))  # (N, ..., K, G, T)
+        rows = [wide(jnp.zeros(q.shape, q.dtype)), zeros, zeros - jnp.inf]
+        y, mass, top = _walk(tile, rows, len(q), causal)
+        mass = jnp.where(mass == 0, 1, mass)  # a query that may attend to nothing: y = 0, lse finite, exp(-inf - lse) = 0
+        y = _packed(_ungrouped(y / _column(mass, y)), steps).astype(qkv.dtype)
+        lse = jnp.where(top == -jnp.inf, 0, top) + jnp.log(mass)
+        return (y if mask is None else (y, mask)), (qkv, mask, y, lse)
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        qkv, mask, y, lse = residuals
+        dy = dy if mask is None else dy[0]
+        q, k, v, there = _blocks(qkv, mask, heads, shared, block)
+        y, dy = (_grouped(_blocked(a, heads, q.shape[-2]), shared) for a in (y, dy))
+        mean = jnp.sum(wide(dy) * wide(y), axis=-1)  # rowsum(p dp): the rank-one term of the softmax
+
+        def tile(sums: Any, pair: Any) -> tuple[Any, None]:
+            i, j = pair
+            s = _scores(q, k, there, i, j, causal)
+            p = jnp.exp(s - _column(_at(i, lse), s))
+            dq, dk, dv = _pull(p, _at(i, q), _at(j, k), _at(j, v), _at(i, dy), _at(i, mean))
+            return [_put(at, a, _at(at, a) + da) for at, a, da in zip((i, j, j), sums, (dq, dk, dv))], None
+
+        dq, dk, dv = _walk(tile, [wide(jnp.zeros_like(a)) for a in (q, k, v)], len(q), causal)
+        dqkv = _packed(jnp.concatenate([_ungrouped(dq), dk, dv], axis=-3), qkv.shape[-2]).astype(qkv.dtype)
+        return (), dqkv if mask is None else (dqkv, None)
+
+    options = {"kv_heads": kv_heads, "causal": causal or None, "block": block}
+    given = "".join(f", {name}={option}" for name, option in options.items() if option is not None)
+    return Layer(f"attention({heads}{given})", init, forward, backward)
+
+
+def _checked(x: Any, parts: int) -> tuple[Any, Any]:
+    """`(qkv, mask or None)`."""
+    paired = isinstance(x, (tuple, list))
+    expect(not paired or len(x) == 2, "x", "qkv or a pair (qkv, mask)", x, error=TypeError)
+    qkv: Any = x[0] if paired else x
+    mask: Any = x[1] if paired else None
+    expect_floating(qkv=qkv)
+    expect(qkv.ndim >= 2 and qkv.shape[-1] > 0 and qkv.shape[-1] % parts == 0, "qkv",
+           f"(..., T, {parts} C): queries, keys and values of {parts} heads in all, side by side", qkv,
+           f"A dense({parts} * C) in front makes them")
+    expect(qkv.shape[-2] > 0, "qkv", "at least one position", qkv, "A mean over nothing has no value")
+    if paired:
+        expect(hasattr(mask, "shape") and hasattr(mask, "dtype"), "mask", "one array", mask, error=TypeError)
+        expect(mask.dtype == bool, "mask", "bool, True where a key may be attended", mask)
+        expect(mask.shape == qkv.shape[:-1], "mask", f"a key per position, bool{list(qkv.shape[:-1])}", mask)
+    return qkv, mask
+
+
+# ---- blocks: the sequence cut in N pieces, which come first
+
+
+def _blocks(qkv: jax.Array, mask: Any, heads: int, shared: int, block: int | None) -> tuple[Any, ...]:
+    """q (N, ..., K, G, T, C), k and v (N, ..., K, S, C), and which keys are there, (N, ..., S) or None for all."""
+    steps = qkv.shape[-2]
+    size = min(block or steps, steps)
+    q, k, v = jnp.split(_blocked(qkv, heads + 2 * shared, size), (heads, heads + shared), axis=-3)
+    if mask is None and steps % size:
+        mask = jnp.ones(steps, bool)  # the last block is filled up with keys that are not there
+    there = None if mask is None else _blocked(mask[..., None], 1, size)[..., 0, :, 0]
+    return _grouped(q, shared), k, v, there
+
+
+def _blocked(x: jax.Array, heads: int, size: int) -> jax.Array:
+    """(..., T, heads C) -> (N, ..., heads, size, C), filled up with zeros."""
+    *leading, steps, width = x.shape
+    count = -(-steps // size)
+    x = jnp.pad(x, [(0, 0)] * len(leading) + [(0, count * size - steps), (0, 0)])
+    return jnp.moveaxis(x.reshape(*leading, count, size, heads, width // heads), (-4, -2), (0, -3))
+
+
+def _packed(blocks: jax.Array, steps: int) -> jax.Array:
+    """(N, ..., heads, size, C) -> (..., T, heads C): the inverse of `_blocked`."""
+    x = jnp.moveaxis(blocks, (0, -3), (-4, -2))  # (..., N, size, heads, C)
+    *leading, count, size, heads, width = x.shape
+    return x.reshape(*leading, count * size, heads * width)[..., :steps, :]
+
+
+def _grouped(blocks: jax.Array, shared: int) -> jax.Array:
+    """(N, ..., H, T, C) -> (N, ..., K, G, T, C)."""
+    heads = blocks.shape[-3]
+    return blocks.reshape(*blocks.shape[:-3], shared, heads // shared, *blocks.shape[-2:])
+
+
+def _ungrouped(blocks: jax.Array) -> jax.Array:
+    """(N, ..., K, G, T, C) -> (N, ..., H, T, C)."""
+    *leading, shared, group, size, width = blocks.shape
+    return blocks.reshape(*leading, shared * group, size, width)
+
+
+def _at(i: Any, blocks: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(blocks, i, keepdims=False)
+
+
+def _put(i: Any, blocks: jax.Array, block: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(blocks, block, i, 0)
+
+
+def _walk(tile: Callable[[Any, Any], tuple[Any, None]], carry: Any, count: int, causal: bool) -> Any:
+    """`tile` on every pair (query block, key block) that may hold a weight; one pair needs no loop."""
+    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1 if causal else count)], np.int32)
+    return tile(carry, (0, 0))[0] if len(pairs) == 1 else lax.scan(tile, carry, pairs)[0]
+
+
+# ---- one tile
+
+
+def _column(row: jax.Array, like: jax.Array) -> jax.Array:
+    """(..., T) -> (..., T, S): one number a row, written out."""
+    return jnp.broadcast_to(row[..., None], like.shape)
+
+
+def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum in the dtype of the layer's input `b`, accumulated in float32 when that is narrower."""
+    return jnp.einsum(letters, a.astype(b.dtype), b, preferred_element_type=wide_dtype(b.dtype))
+
+
+def _scores(q: jax.Array, k: jax.Array, there: Any, i: Any, j: Any, causal: bool) -> jax.Array:
+    """(..., K, G, T, S) of query block i and key block j, -inf where a query may not look."""
+    q, k = _at(i, q), _at(j, k)
+    s = _product("...kgtc,...ksc->...kgts", q, k) / sqrt(q.shape[-1])
+    if there is not None:
+        s = jnp.where(jnp.broadcast_to(_at(j, there)[..., None, None, None, :], s.shape), s, -jnp.inf)
+    if causal:
+        position = lambda block, axis: block * s.shape[axis] + lax.broadcasted_iota(np.int32, s.shape, s.ndim + axis)
+        s = jnp.where(position(j, -1) <= position(i, -2), s, -jnp.inf)
+    return s
+
+
+def _attend(rows: Any, s: jax.Array, v: jax.Array) -> Any:
+    """A tile into the running sum of exp(s - top) v, of exp(s - top), and the running maximum `top` of its queries."""
+    y, mass, top = rows
+    new = lax.stop_gradient(jnp.maximum(top, jnp.max(s, axis=-1)))
+    base = jnp.where(new == -jnp.inf, 0, new)  # no key so far: exp(-inf - 0) = 0, where exp(-inf + inf) is NaN
+    p, shrink = jnp.exp(s - _column(base, s)), jnp.exp(top - base)
+    y = y * _column(shrink, y) + _product("...kgts,...ksc->...kgtc", p, v)
+    return [y, mass * shrink + jnp.sum(p, axis=-1), new]
+
+
+def _pull(p: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Array, ...]:
+    """(dq, dk, dv) of a tile; the letter g, summed over in dk and dv, is the group that shares a key/value head."""
+    dv = _product("...kgts,...kgtc->...ksc", p, dy)
+    dp = _product("...kgtc,...ksc->...kgts", dy, v)
+    ds = p * (dp - _column(mean, dp)) / sqrt(q.shape[-1])
+    return _product("...kgts,...ksc->...kgtc", ds, k), _product("...kgts,...kgtc->...ksc", ds, q), dv

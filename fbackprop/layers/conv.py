@@ -1,0 +1,176 @@
+"""conv: one small affine map at every place of a sliding window.
+
+Shapes    x (B..., *sizes, C), w (*kernel, C // groups, O), b (O,), y (B..., *length, O); sizes is W, or H W; one B at least
+Dtypes    floating, all equal; products accumulate in float32 when inputs are narrower
+Units     stride, dilation and padding in elements
+Forward   y[l] = sum over k of x[l stride + k dilation - low] w[k] + b, zero outside x: a correlation, the kernel not flipped.
+          With groups, the G runs of C / G neighbouring channels are convolved apart, into G runs of O / G features
+Backward  dw[k] = sum over B and l of x[l stride + k dilation - low]^T dy[l]; db = sum over B and l of dy;
+          dx[i] = sum over k, l with l stride + k dilation - low = i of dy[l] w[k]^T
+Keeps     x (its size): dw needs it, and it is usually the previous layer's output, stored anyway
+At kinks  none: linear in x, in w and in b
+Raises    TypeError: params without w, b; ValueError: rank, widths, dtypes, a window larger than the padded x, groups that do
+          not divide C and O, options that are no whole numbers, padding of another form
+Source    LeCun et al. 1989; Dumoulin and Visin 2016, section 4 (dx as a convolution); derivation in docs/derivations/conv.md
+
+On a CPU dw goes over a few examples at a time, the windows of each laid side by side for one matmul: they stay in cache where
+XLA's own weight gradient, kept for accelerators, reads strided memory. With one channel a group (depthwise) forward and dx are
+sums of shifted products: no matmul is left to make. Figures in docs/derivations/conv.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..dtypes import wide, wide_dtype
+from ..errors import expect, expect_floating, expect_params
+from ..layer import Layer, Tree
+from .windows import Windows, added, checked_padding, name, per_axis, windows
+
+Initializer = Callable[..., jax.Array]
+ROWS = 512  # of windows laid side by side at a time: enough for a matmul, few enough for a cache
+
+
+def conv1d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", dilation: Any = 1, groups: int = 1,
+           bias: bool = True, w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
+    """x (B..., W, C) -> y (B..., length, features); params {"w": (kernel, C // groups, features), "b": (features,)}.
+
+    `padding`: "SAME", "VALID" or ((low, high),); `((kernel - 1, 0),)` looks only back in time. The rest as `conv2d`.
+    """
+    return _conv(1, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
+
+
+def conv2d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", dilation: Any = 1, groups: int = 1,
+           bias: bool = True, w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
+    """x (B..., H, W, C) -> y (B..., *length, features); params {"w": (kh, kw, C // groups, features), "b": (features,)}.
+
+    `kernel`, `stride`, `dilation`: a whole number for both axes, or a pair. `padding`: "SAME", "VALID" or two (low, high)
+    pairs. `groups=C` is depthwise. He normal over a window's inputs and zeros unless `w_init`, `b_init` are given.
+    """
+    return _conv(2, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
+
+
+def _conv(axes: int, features: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: Any, bias: bool,
+          w_init: Initializer | None, b_init: Initializer | None) -> Layer:
+    kind = f"conv{axes}d"
+    (features,), (groups,) = per_axis(f"{kind} features", features, 1), per_axis(f"{kind} groups", groups, 1)
+    size, step, spread = (per_axis(f"{kind} {what}", value, axes) for what, value in
+                          (("kernel", kernel), ("stride", stride), ("dilation", dilation)))
+    padding = checked_padding(f"{kind} padding", padding, axes)
+    expect(features % groups == 0, f"{kind} groups", f"a divisor of the {features} features", repr(groups))
+    w_init = w_init or jax.nn.initializers.he_normal()
+    b_init = b_init or jax.nn.initializers.zeros
+    names = ("w", "b") if bias else ("w",)
+
+    def expect_x(x: jax.Array) -> None:
+        expect(x.ndim >= axes + 2, "x", f"(B..., {', '.join('HW'[2 - axes:])}, C)", x, "One example needs a batch axis of 1")
+        expect(x.shape[-1] % groups == 0, "x", f"channels that {groups} groups divide", x)
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        expect_floating(x=x)
+        expect_x(x)
+        w_key, b_key = jax.random.split(key)
+        shape = (*size, x.shape[-1] // groups, features)
+        w = w_init(w_key, shape, x.dtype) if prod(shape) else jnp.zeros(shape, x.dtype)  # He divides by the width
+        return {"w": w, "b": b_init(b_key, (features,), x.dtype)} if bias else {"w": w}
+
+    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        expect_params(params, *names)
+        expect_floating(x=x, **params)
+        expect_x(x)
+        wanted = (*size, x.shape[-1] // groups, features)
+        expect(params["w"].shape == wanted, "w", f"{wanted} for x {x.shape}", params["w"], "Was init given x of another shape?")
+        rows, places = _rows(x, axes), placed(x)
+        y = _correlate(rows, params["w"], places, groups)  # B *length O
+        if bias:
+            expect(params["b"].shape == (features,), "b", f"({features},)", params["b"])
+            y = y + jnp.broadcast_to(params["b"].astype(y.dtype), y.shape)
+        return y.astype(x.dtype).reshape(*x.shape[: -axes - 1], *y.shape[1:]), x
+
+    def backward(params: Tree, x: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
+        rows, drows, places = _rows(x, axes), _rows(dy, axes), placed(x)
+        dx = _dx(drows, params["w"], places, groups).astype(x.dtype).reshape(x.shape)
+        dw = _dw(rows, drows, places, groups).astype(x.dtype).reshape(params["w"].shape)
+        if not bias:
+            return {"w": dw}, dx
+        db = jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=wide_dtype(dy.dtype)).astype(x.dtype)
+        return {"w": dw, "b": db}, dx  # db: the visible sum of the broadcast
+
+    def placed(x: jax.Array) -> Windows:
+        return windows(f"{kind} kernel", x.shape[-axes - 1: -1], size, step, padding, spread)
+
+    called = name(kind, features, kernel, stride=(stride, 1), padding=(padding, "SAME"), dilation=(dilation, 1),
+                  groups=(groups, 1), bias=(bias, True))
+    return Layer(called, init, forward, backward)
+
+
+def _rows(x: jax.Array, axes: int) -> jax.Array:
+    """All leading axes as one: (B..., *sizes, C) -> (B, *sizes, C)."""
+    return x.reshape(prod(x.shape[: -axes - 1]), *x.shape[-axes - 1:])
+
+
+def _correlate(x: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
+    """The forward without bias; in the wide dtype where the sum over the window is ours."""
+    if groups == x.shape[-1] == w.shape[-1] > 1:  # depthwise
+        padded, taps = places.pad(wide(x)), wide(w).reshape(-1, groups)
+        seen = [places.look(padded, offset) for offset in places.offsets()]
+        return added(a * jnp.broadcast_to(tap, a.shape) for a, tap in zip(seen, taps))
+    return lax.conv_general_dilated(x, w, places.stride, places.pads, rhs_dilation=places.dilation, feature_group_count=groups,
+                                    dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
+
+
+def _dx(dy: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
+    """The forward's transpose: dy with stride - 1 zeros between, correlated with the kernel flipped, I and O exchanged."""
+    if w.shape[-2] == 1 and groups == w.shape[-1] > 1:  # depthwise
+        taps, dy = wide(w).reshape(-1, groups), wide(dy)
+        return added(places.put(dy * jnp.broadcast_to(tap, dy.shape), offset) for tap, offset in zip(taps, places.offsets()))
+    w = jnp.flip(w, range(len(places.size))).reshape(*w.shape[:-1], groups, w.shape[-1] // groups)  # *K I G O
+    w = jnp.swapaxes(w, -1, -3).reshape(*places.size, w.shape[-1], groups * w.shape[-3])  # *K O (G I)
+    low = [r - 1 - p for r, (p, _) in zip(places.reach, places.pads)]
+    pads = [(a, n + r - 1 - m - a) for a, n, r, m in zip(low, places.sizes, places.reach, places.span)]
+    return lax.conv_general_dilated(dy, w, (1,) * len(pads), pads, lhs_dilation=places.stride, rhs_dilation=places.dilation,
+                                    feature_group_count=groups, dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
+
+
+def _dw(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
+    """(*kernel, I, O) in the wide dtype: what each position of the window met, times the dy it helped to make, summed."""
+    if groups == x.shape[-1] == dy.shape[-1] > 1:  # depthwise
+        padded, dy, summed = places.pad(wide(x)), wide(dy), tuple(range(x.ndim - 1))
+        return jnp.stack([jnp.sum(places.look(padded, offset) * dy, axis=summed) for offset in places.offsets()])
+    return lax.platform_dependent(x, dy, cpu=lambda x, dy: _dw_of_parts(x, dy, places, groups),
+                                  default=lambda x, dy: wide(_dw_as_convolution(x, dy, places, groups)))
+
+
+def _dw_of_parts(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
+    """(*kernel, I, O): for a few examples at a time their windows side by side, transposed, times their dy."""
+    batch, rows, acc = len(x), prod(places.length), wide_dtype(x.dtype)
+    part = next((n for n in range(min(batch, max(1, ROWS // rows)), 1, -1) if batch % n == 0), min(batch, 1))
+    grouped = lambda a: a.reshape(part * rows, groups, a.shape[-1] // groups)
+
+    def add(dw: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        mine, dmine = (lax.dynamic_slice_in_dim(a, start, part) for a in (x, dy))
+        padded = places.pad(mine)
+        seen = jnp.stack([grouped(places.look(padded, offset)) for offset in places.offsets()], 1)  # rows K G I
+        return dw + jnp.einsum("rkgi,rgo->kigo", seen, grouped(dmine), preferred_element_type=acc), None
+
+    shape = (prod(places.size), x.shape[-1] // groups, groups, dy.shape[-1] // groups)
+    dw, _ = lax.scan(add, jnp.zeros(shape, acc), jnp.arange(0, batch, part or 1))
+    return dw.reshape(*places.size, shape[1], dy.shape[-1])
+
+
+def _dw_as_convolution(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
+    """(*kernel, I, O): x correlated with dy, stride and dilation exchanged, the batch in the place of channels."""
+    pads = [(p, m + r - 1 - n - p) for (p, _), m, r, n in zip(places.pads, places.span, places.reach, places.sizes)]
+    return lax.conv_general_dilated(x, dy, places.dilation, pads, rhs_dilation=places.stride, batch_group_count=groups,
+                                    dimension_numbers=_layout("C{}N", "I{}O", "{}NC", places))
+
+
+def _layout(x: str, w: str, y: str, places: Windows) -> tuple[str, str, str]:
+    space = "HW"[2 - len(places.size):]
+    return x.format(space), w.format(space), y.format(space)

@@ -1,0 +1,91 @@
+"""glu: the gated feed-forward block of a transformer, a dense layer whose hidden units are opened and shut by another.
+
+Shapes    x (..., D), gate (D, H), up (D, H), down (H, D), y (..., D)
+Dtypes    floating, all equal; products accumulate in float32 when inputs are narrower
+Units     none
+Forward   g = x gate; u = x up; h = act(g) u; y = h down. act: silu (swiglu) or gelu in its tanh form (geglu); no biases
+Backward  dh = dy down^T; dg = dh u act'(g); du = dh act(g); ddown = h^T dy; dgate = x^T dg; dup = x^T du;
+          dx = dg gate^T + du up^T
+Keeps     x, g and u. Why: g and u cost a matmul each to make again, h and act(g) only elementwise work
+At kinks  none: silu and gelu are smooth
+Raises    TypeError: params without gate, up, down; ValueError: widths or dtypes, hidden no whole number
+Source    Shazeer 2020, section 2; derivation in docs/derivations/glu.md
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..dtypes import wide, wide_dtype
+from ..errors import expect, expect_floating, expect_params
+from ..layer import Layer, Tree
+from .dense import Initializer
+from .elementwise import TABLE
+
+
+def swiglu(hidden: int, w_init: Initializer | None = None) -> Layer:
+    """y = (silu(x gate) * (x up)) down. x (..., D) -> y (..., D); params {"gate", "up": (D, hidden), "down": (hidden, D)}.
+
+    `w_init` is a `jax.nn.initializers`: LeCun normal (variance 1 / inputs) unless given.
+    """
+    return _glu("swiglu", hidden, w_init, "silu")
+
+
+def geglu(hidden: int, w_init: Initializer | None = None) -> Layer:
+    """y = (gelu(x gate) * (x up)) down, gelu in its tanh form; otherwise as `swiglu`."""
+    return _glu("geglu", hidden, w_init, "gelu", True)
+
+
+def _glu(kind: str, hidden: int, w_init: Initializer | None, function: str, *option: Any) -> Layer:
+    ok = isinstance(hidden, int) and not isinstance(hidden, bool) and hidden >= 0
+    expect(ok, f"{kind} hidden", "a whole number", repr(hidden))
+    act = TABLE[function]
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        expect_floating(x=x)
+        expect(x.ndim >= 1, "x", "at least one axis", x)
+        of = w_init or jax.nn.initializers.lecun_normal()
+        draw = lambda k, shape: of(k, shape, x.dtype) if min(shape) else jnp.zeros(shape, x.dtype)
+        return {name: draw(k, shape) for k, (name, shape) in zip(jax.random.split(key, 3), shapes(x).items())}
+
+    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, Any]:
+        expect_params(params, "gate", "up", "down")
+        expect_floating(x=x, **params)
+        expect(x.ndim >= 1, "x", "at least one axis", x)
+        for name, shape in shapes(x).items():
+            expect(params[name].shape == shape, name, f"{shape} for x of width {x.shape[-1]}", params[name])
+        g, u = _matmul(x, params["gate"]), _matmul(x, params["up"])  # (..., H)
+        return _matmul(_product(act.f(wide(g), *option), u), params["down"]), (x, g, u)
+
+    def backward(params: Tree, residuals: Any, dy: jax.Array) -> tuple[Tree, jax.Array]:
+        x, g, u = residuals
+        a = act.f(wide(g), *option)  # (..., H)
+        dh = _matmul(dy, params["down"].T)  # (..., H)
+        du = _product(a, dh)
+        dg = _product(wide(u) * act.df(wide(g), *option), dh)
+        dparams = {"gate": _outer(x, dg), "up": _outer(x, du), "down": _outer(_product(a, u), dy)}
+        return dparams, _matmul(dg, params["gate"].T) + _matmul(du, params["up"].T)  # x was used twice
+
+    def shapes(x: Any) -> dict[str, tuple[int, int]]:
+        into, out = (x.shape[-1], hidden), (hidden, x.shape[-1])
+        return {"gate": into, "up": into, "down": out}
+
+    return Layer(f"{kind}({hidden})", init, forward, backward)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a b in the dtype of b, rounded once."""
+    return (a * wide(b)).astype(b.dtype)
+
+
+def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)
+
+
+def _outer(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """x^T dy summed over all leading axes."""
+    leading = tuple(range(x.ndim - 1))
+    return jnp.tensordot(x, dy, (leading, leading), preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)

@@ -1,0 +1,111 @@
+"""rewire: the same layer with another way of keeping, training or sharing. Paths stay those of the layer inside.
+
+Shapes    those of the layer
+Dtypes    those of the layer
+Units     none
+Forward   y = f(params, x)
+Backward  checkpoint: f's, on residuals made again from x; frozen: dx alone; tied: the target's cotangent is added to the
+          source's, for one weight used twice
+Keeps     checkpoint: x alone; the others what f keeps
+At kinks  those of the layer
+Raises    ValueError: a tied path that is not there, of another shape, or State
+Source    checkpoint: Chen et al. 2016, section 4; derivation in docs/derivations/rewire.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jax import lax
+
+from ..errors import expect, show
+from ..layer import Layer, Next, State, Tree, Wrapped, merge, named_leaves, paths, split
+
+
+def checkpoint(layer: Layer) -> Layer:
+    """Keeps only x and runs the forward again in the backward; residuals no rule reads are not made again."""
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        return layer.forward(params, x)[0], x
+
+    def backward(params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+        # without the barrier XLA merges the second run with the first; with dy in it, the second run waits for its turn
+        x, dy = lax.optimization_barrier((x, dy))
+        _, residuals = layer.forward(params, x)
+        return layer.backward(params, residuals, dy)
+
+    return Layer(f"checkpoint({layer.name})", layer.init, forward, backward, parts=(layer,),
+                 rebuild=lambda parts: checkpoint(*parts), wraps=True)
+
+
+def frozen(layer: Layer) -> Layer:
+    """Trains nothing: the trainable half of the params is State that passes unchanged, so it costs no weight gradient."""
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        trainable, state = split(layer.init(key, x))
+        return Wrapped(State(trainable), state)
+
+    def inside(params: Tree) -> Tree:
+        expect(isinstance(params, Wrapped), "params", "those of a frozen layer", params, "Use graft()", TypeError)
+        return merge(params.inner.value, params.own)
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        return layer.forward(inside(params), x)
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        dparams, dx = layer.backward(inside(params), residuals, dy)
+        return Wrapped(Next(params.inner.value), split(dparams)[1]), dx  # the gradients are dead code
+
+    return Layer(f"frozen({layer.name})", init, forward, backward, parts=(layer,),
+                 rebuild=lambda parts: frozen(*parts), wraps=True)
+
+
+def tied(net: Layer, ties: Mapping[str, str]) -> Layer:
+    """One leaf in two places: `{"1/w": "0/0/w"}` makes 1/w the same weight as 0/0/w, which keeps it (target: source).
+
+    The target's leaf leaves the params, its cotangent is added to the source's. Raises ValueError in init when a path is not
+    there, when the shapes differ, when a leaf is State or a source is itself a target.
+    """
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        params = net.init(key, x)
+        have = paths(params)
+        trained = paths(split(params)[0])
+        for target, source in ties.items():
+            for path in (target, source):
+                expect(path in have, f"tied path {path!r}", f"one of {', '.join(have)}", "none of them")
+                expect(path in trained, f"tied path {path!r}", "a trainable leaf", "State: it has one successor, not two")
+            expect(source not in ties, f"tied source {source!r}", "a leaf that is not tied itself",
+                   f"tied to {ties.get(source)}")
+            expect(show(have[target]) == show(have[source]), f"tied path {target!r}", f"{show(have[source])} of {source!r}",
+                   have[target], "A head tied to an embedding has w (V, D), as the embedding has")
+        return _with(params, dict.fromkeys(ties))
+
+    def whole(params: Tree) -> Tree:
+        have = paths(params)
+        for target, source in ties.items():
+            expect(source in have and target not in have, f"params with {target!r} tied to {source!r}",
+                   f"{source!r} alone", f"{list(have)}", error=TypeError)
+        return _with(params, {target: have[source] for target, source in ties.items()})
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        return net.forward(whole(params), x)
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        dparams, dx = net.backward(whole(params), residuals, dy)
+        gradients = paths(dparams)
+        sums: dict[str, Any] = {}
+        for target, source in ties.items():
+            sums[source] = sums.get(source, gradients[source]) + gradients[target]
+        return _with(dparams, {**sums, **dict.fromkeys(ties)}), dx
+
+    return Layer(f"tied({net.name})", init, forward, backward, parts=(net,),
+                 rebuild=lambda parts: tied(parts[0], ties), wraps=True)
+
+
+def _with(tree: Tree, leaves: Mapping[str, Any]) -> Tree:
+    """`tree` with these leaves, by path; None takes a leaf out, and an empty place counts as a leaf to put one in."""
+    _, treedef = jax.tree.flatten(tree, is_leaf=lambda n: n is None)
+    return jax.tree.unflatten(treedef, [leaves.get(path, leaf) for path, leaf in named_leaves(tree)])

@@ -1,0 +1,211 @@
+"""linear_cross_entropy: the last dense and its cross-entropy in one, so that the logits are never whole in memory.
+
+Shapes    h (..., D), target (...) of class numbers 0..V-1, w (V, D), b (V,); a scalar value. N rows, smoothing a
+Dtypes    floating, all equal; products accumulate in float32 when inputs are narrower, value float32; the cotangent of
+          class numbers is None
+Units     nats; mean over the rows that are not ignored, M of them
+Forward   x = h w^T + b; l = lse(x) - (1 - a) x[target] - a mean(x) over V; value = sum l / M
+Backward  g = p - (1 - a) one_hot - a / V, 0 in ignored rows; dh = g w / M; dw = g^T h / M; db = sum of g over rows / M;
+          times dvalue. M = 0: value and cotangents are 0
+Keeps     h, target and the log-sum-exp of every row: a tile of x is made again from h and w when its g is needed, at the cost
+          of one product more (4 where the whole logits cost 3). One number a row is enough, for x carries the rounding of its
+          own dot product, as large as that of lse
+At kinks  none
+Raises    TypeError: params without w (and b), no pair; ValueError: shapes, dtypes, an empty mean. A class number outside 0..V-1
+          that is not ignore_index gives NaN, in the value and in its row of dh: values cannot raise inside jit
+Source    elementary; tiles with a running maximum: Milakov and Gimelshein 2018, section 3; derivation in
+          docs/derivations/losses.md
+
+A tile is some rows by some classes: `chunk` tokens by all classes, or all tokens by `chunk` classes. Where the chunk does not
+divide, the last tile overlaps the one before it and leaves out what has been counted: no padded copy of h or w is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ..dtypes import wide, wide_dtype
+from ..errors import expect, expect_floating, expect_params
+from ..layer import Layer, Tree
+from .cross_entropy import column
+from .inputs import check_options, class_numbers, expect_array, inverse, is_index, named, several
+
+Initializer = Callable[..., jax.Array]
+AXES = ("tokens", "vocabulary")
+
+
+def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = "tokens", bias: bool = False,
+                         label_smoothing: float = 0.0, ignore_index: int | None = None,
+                         w_init: Initializer | None = None) -> Layer:
+    """The mean cross-entropy of the logits h w^T + b: a net's head and its loss. Input (h (..., D), target (...)).
+
+    params {"w": (vocabulary, D)}, as an embedding's table, and "b" (vocabulary,) with bias=True. `chunk`: tokens or, with
+    axis="vocabulary", classes whose logits exist at a time; None: all. `label_smoothing` and `ignore_index` as in
+    `softmax_cross_entropy`. Its inference twin takes the same (h, target), ignores target (None will do) and gives logits.
+    """
+    for what, number in (("vocabulary", vocabulary), ("chunk", 1 if chunk is None else chunk)):
+        ok = isinstance(number, int) and not isinstance(number, bool) and number >= 1
+        expect(ok, f"linear_cross_entropy {what}", "a whole number of at least 1", repr(number))
+    expect(axis in AXES, "linear_cross_entropy axis", " or ".join(map(repr, AXES)), repr(axis))
+    check_options(label_smoothing, ignore_index)
+    a = label_smoothing
+    # a row of w is one class, so fan-in is its last axis
+    w_init = w_init or jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
+    names = ("w", "b") if bias else ("w",)
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        h, _ = several(x)
+        expect_floating(h=h)
+        shape = (vocabulary, h.shape[-1])
+        w = w_init(key, shape, h.dtype) if min(shape) else jnp.zeros(shape, h.dtype)
+        return {"w": w, "b": jnp.zeros(vocabulary, h.dtype)} if bias else {"w": w}
+
+    def forward(params: Tree, x: Any) -> tuple[jax.Array, Any]:
+        h, target = _checked(params, x, names, vocabulary)
+        expect(h.size > 0, "h", "at least one row", h, "Is the batch empty?")
+        expect_array("target", target)
+        rows, labels = _rows(h), class_numbers(target, h.shape[:-1]).reshape(-1)
+        n = len(labels)
+
+        def tile(carry: Any, spot: Any) -> tuple[Any, None]:
+            top, mass, picked, spread = (_take(so_far, spot[0][0], size[0]) for so_far in carry)
+            x, hot, fresh, _ = _tile(params, rows, labels, spot, size)
+            picked = picked + jnp.sum(jnp.where(hot & fresh, x, 0), axis=-1)
+            spread = spread + jnp.sum(jnp.where(fresh, x, 0), axis=-1) if a else spread
+            x = jnp.where(fresh, x, -jnp.inf)
+            new = lax.stop_gradient(jnp.maximum(top, jnp.max(x, axis=-1)))
+            base = jnp.where(new == -jnp.inf, 0, new)  # no class so far: exp(-inf - 0) = 0, where exp(-inf + inf) is NaN
+            mass = mass * jnp.exp(top - base) + jnp.sum(jnp.exp(x - column(base, x)), axis=-1)
+            return tuple(_put(so_far, now, spot[0][0]) for so_far, now in zip(carry, (new, mass, picked, spread))), None
+
+        size = _tile_size(n, vocabulary, chunk, axis)
+        zeros = wide(jnp.zeros(n, h.dtype))
+        top, mass, picked, spread = _walk(tile, (zeros - jnp.inf, zeros, zeros, zeros), (n, vocabulary), size)
+        lse = top + jnp.log(mass)
+        losses = lse - (1 - a) * picked - a / vocabulary * spread
+        losses = jnp.where(_legal(labels, vocabulary), losses, jnp.nan)
+        ignored = is_index(labels, ignore_index)
+        value = jnp.sum(jnp.where(ignored, 0, losses)) * inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
+        return value, (h, labels, lse)
+
+    def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
+        h, labels, lse = residuals
+        rows, ignored = _rows(h), is_index(labels, ignore_index)
+        legal = _legal(labels, vocabulary)
+
+        def tile(sums: Any, spot: Any) -> tuple[Any, None]:
+            dh, dw, db = sums
+            (r, c), n = spot[0], size[0]
+            x, hot, fresh, w = _tile(params, rows, labels, spot, size)
+            g = jnp.exp(x - column(_take(lse, r, n), x)) - jnp.where(hot, 1 - a, 0) - a / vocabulary
+            g = jnp.where(column(_take(legal, r, n), x), g, jnp.nan)
+            g = jnp.where(fresh & ~column(_take(ignored, r, n), x), g, 0)
+            dh = _add(dh, _product("nv,vd->nd", g, w), r)
+            dw = _add(dw, _product("nv,nd->vd", g, _take(rows, r, n)), c)
+            return (dh, dw, _add(db, jnp.sum(g, axis=0), c)), None
+
+        size = _tile_size(len(labels), vocabulary, chunk, axis)
+        w = params["w"]
+        sums = tuple(jnp.zeros(shape, lse.dtype) for shape in (rows.shape, w.shape, w.shape[:1]))
+        sums = _walk(tile, sums, (len(labels), vocabulary), size)
+        scale = dvalue * inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
+        dh, dw, db = ((total * scale).astype(h.dtype) for total in sums)  # at the end: g / M is too small for float16
+        return {"w": dw, "b": db} if bias else {"w": dw}, (dh.reshape(h.shape), None)
+
+    name = named("linear_cross_entropy", vocabulary, chunk=chunk, axis=None if axis == AXES[0] else repr(axis), bias=bias,
+                 label_smoothing=a, ignore_index=ignore_index)
+    return Layer(name, init, forward, backward, inference=_linear_logits(vocabulary, init, names))
+
+
+def _linear_logits(vocabulary: int, init: Any, names: tuple[str, ...]) -> Layer:
+    """(h, anything) -> h w^T + b: the head out of training."""
+
+    def forward(params: Tree, x: Any) -> tuple[jax.Array, jax.Array]:
+        h, _ = _checked(params, x, names, vocabulary)
+        y = _logits(h, params["w"], params.get("b"))
+        return y.astype(h.dtype), h
+
+    def backward(params: Tree, h: jax.Array, dy: jax.Array) -> tuple[Tree, Any]:
+        dh = _product("...v,vd->...d", dy, params["w"]).astype(h.dtype)
+        dw = _product("nv,nd->vd", _rows(dy), _rows(h)).astype(h.dtype)
+        db = jnp.sum(wide(_rows(dy)), axis=0).astype(h.dtype)
+        return {"w": dw, "b": db} if "b" in names else {"w": dw}, (dh, None)
+
+    return Layer(f"linear_logits({vocabulary})", init, forward, backward)
+
+
+def _checked(params: Tree, x: Any, names: tuple[str, ...], vocabulary: int) -> tuple[jax.Array, Any]:
+    expect_params(params, *names)
+    h, target = several(x)
+    expect_floating(h=h, **params)
+    w = params["w"]
+    expect(w.ndim == 2 and len(w) == vocabulary, "w", f"({vocabulary}, D)", w)
+    expect(h.ndim >= 1 and h.shape[-1] == w.shape[1], "h", f"a last axis of {w.shape[1]}, the columns of w", h)
+    if "b" in names:
+        expect(params["b"].shape == (vocabulary,), "b", f"({vocabulary},)", params["b"])
+    return h, target
+
+
+def _rows(h: jax.Array) -> jax.Array:
+    return h.reshape(prod(h.shape[:-1]), h.shape[-1])
+
+
+def _legal(labels: jax.Array, vocabulary: int) -> jax.Array:
+    return (labels >= 0) & (labels < vocabulary)
+
+
+def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """An einsum in the dtype of `b`, accumulated in float32 when that is narrower."""
+    return jnp.einsum(letters, a.astype(b.dtype), b, preferred_element_type=wide_dtype(b.dtype))
+
+
+def _logits(h: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
+    x = _product("...d,vd->...v", h, w)
+    return x if b is None else x + jnp.broadcast_to(b.astype(x.dtype), x.shape)
+
+
+# ---- tiles: rows by classes
+
+
+def _tile_size(rows: int, classes: int, chunk: int | None, axis: str) -> tuple[int, int]:
+    along_rows = axis == AXES[0]
+    return min(chunk or rows, rows) if along_rows else rows, classes if along_rows else min(chunk or classes, classes)
+
+
+def _walk(tile: Callable, carry: Any, whole: tuple[int, int], size: tuple[int, int]) -> Any:
+    """`tile` at every spot ((first row, first class), (first row, first class not counted before)); one needs no loop."""
+    firsts = [(r, c) for r in range(0, whole[0], size[0]) for c in range(0, whole[1], size[1])]
+    starts = [(min(r, whole[0] - size[0]), min(c, whole[1] - size[1])) for r, c in firsts]
+    if len(firsts) == 1:
+        return tile(carry, (starts[0], firsts[0]))[0]
+    return lax.scan(tile, carry, (np.array(starts, np.int32), np.array(firsts, np.int32)))[0]
+
+
+def _tile(params: Tree, rows: jax.Array, labels: jax.Array, spot: Any, size: tuple[int, int]) -> tuple[jax.Array, ...]:
+    """Of some rows and classes: logits, where the target's stand, which were not counted before, and those rows of w."""
+    (r, c), first = spot
+    w = _take(params["w"], c, size[1])
+    b = _take(params["b"], c, size[1]) if "b" in params else None
+    x = _logits(_take(rows, r, size[0]), w, b)  # (n, v)
+    row, label = (start + lax.broadcasted_iota(np.int32, x.shape, axis) for axis, start in enumerate((r, c)))
+    hot = column(_take(labels, r, size[0]), x) == label.astype(labels.dtype)
+    return x, hot, (row >= first[0]) & (label >= first[1]), w
+
+
+def _take(a: jax.Array, start: Any, size: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(a, start, size)
+
+
+def _put(a: jax.Array, part: jax.Array, start: Any) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(a, part, start, 0)
+
+
+def _add(a: jax.Array, part: jax.Array, start: Any) -> jax.Array:
+    return _put(a, _take(a, start, len(part)) + part, start)

@@ -1,0 +1,57 @@
+"""Cases and mistakes of the combinators with branches, of repeat and of the wrappers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from ... import compose
+from ...layer import Layer, Tree
+from ...layers import branch, dense, elementwise, repeat, rewire
+from .case import Bugs, Case, Draw, normal, right
+
+
+def several(*shapes: tuple[int, ...]) -> Draw:
+    """A tuple of normal numbers."""
+    return lambda rng: tuple(rng.standard_normal(shape) for shape in shapes)
+
+
+_block = compose.chain(dense.dense(5), elementwise.tanh())
+_twice = compose.chain(dense.dense(5), elementwise.tanh(), dense.dense(5))
+
+CASES: tuple[Case, ...] = (
+    Case("parallel", branch.parallel(dense.dense(7), elementwise.sigmoid()), several((2, 5), (3, 2))),
+    Case("fan_out", branch.fan_out(dense.dense(7), elementwise.sigmoid(), dense.dense(3)), normal(2, 5)),
+    Case("add", branch.add(), several((2, 5), (2, 5), (2, 5))),
+    Case("concat", branch.concat(), several((2, 5), (2, 3), (2, 7))),
+    Case("concat", branch.concat(0), several((2, 5), (3, 5))),
+    Case("repeat", repeat.repeat(_block, 3), normal(2, 5)),
+    Case("repeat", repeat.repeat(compose.skip(_block), 2, unroll=True), normal(3, 5), "unrolled"),
+    Case("checkpoint", rewire.checkpoint(_block), normal(2, 5)),
+    Case("frozen", compose.chain(dense.dense(5), rewire.frozen(_block)), normal(2, 5)),
+    Case("tied", rewire.tied(_twice, {"2/w": "0/w"}), normal(3, 5)),
+)
+
+
+def _one_branch_dropped(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    dparams, _ = right(layer, params, x, dy)
+    return dparams, right(layer, params, x, (jnp.zeros_like(dy[0]), *dy[1:]))[1]
+
+
+def _counted(times: float) -> Any:
+    """The shared weight's second use counted this many times."""
+    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+        net, w = layer.parts[0], params[0]["w"]
+        apart = (params[0], params[1], {**params[2], "w": w})
+        dparams, dx = right(net, apart, x, dy)
+        shared = dparams[0]["w"] + times * dparams[2]["w"]
+        return ({**dparams[0], "w": shared}, dparams[1], {"w": None, "b": dparams[2]["b"]}), dx
+
+    return wrong
+
+
+BUGS: Bugs = {
+    "fan_out": {"without the cotangent of the first branch": _one_branch_dropped},
+    "tied": {"the shared weight counted once too few": _counted(0.0), "the shared weight counted twice": _counted(2.0)},
+}

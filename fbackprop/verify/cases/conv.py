@@ -1,0 +1,86 @@
+"""Cases and mistakes of convolutions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ...compose import predict
+from ...layer import Layer, Tree
+from ...layers.conv import conv1d, conv2d
+from .case import Bugs, Case, Wrong, normal, right
+
+CASES: tuple[Case, ...] = (
+    Case("conv1d", conv1d(5, 3), normal(2, 7, 3)),
+    Case("conv1d", conv1d(3, 3, stride=2, dilation=2, padding=((4, 0),)), normal(2, 3, 7, 2), "causal, two leading axes"),
+    Case("conv1d", conv1d(6, 2, groups=3, bias=False, padding="VALID"), normal(2, 5, 6)),
+    Case("conv2d", conv2d(5, 3), normal(2, 5, 3, 2)),
+    Case("conv2d", conv2d(3, 3), normal(2, 5, 4, 3), "square"),
+    Case("conv2d", conv2d(2, (3, 2), stride=(2, 3), padding=((0, 2), (1, 1))), normal(2, 7, 5, 3)),
+    Case("conv2d", conv2d(2, (2, 3), padding="VALID", dilation=(2, 1)), normal(3, 5, 7, 3)),
+    Case("conv2d", conv2d(4, 3, stride=2, groups=2), normal(2, 7, 5, 6)),
+    Case("conv2d", conv2d(3, 3, stride=2, groups=3), normal(2, 5, 7, 3), "depthwise"),
+    Case("conv2d", conv2d(2, 1, stride=2, bias=False), normal(2, 5, 3, 7), "projection"),
+    Case("conv2d", conv2d(1, 1), normal(1, 1, 1, 1), "sizes 1"),
+    Case("conv2d", conv2d(5, 3), normal(0, 5, 3, 2), "empty batch"),
+)
+
+
+def _kernel_not_flipped(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    w = params["w"]
+    flipped = {**params, "w": jnp.flip(w, range(w.ndim - 2))}
+    return right(layer, params, x, dy)[0], right(layer, flipped, x, dy)[1]
+
+
+def _channels_not_exchanged(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    w = params["w"]
+    same = {**params, "w": jnp.swapaxes(w, -1, -2) if w.shape[-1] == w.shape[-2] else w}
+    return right(layer, params, x, dy)[0], right(layer, same, x, dy)[1]
+
+
+def _padding_off_by_one(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return right(layer, params, jnp.roll(x, 1, -2), dy)[0], jnp.roll(right(layer, params, x, dy)[1], 1, -2)
+
+
+def _groups_mixed_up(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    """Neighbouring channels dealt out to the groups in turn, instead of in runs."""
+    deal = lambda a, n: jnp.swapaxes(a.reshape(*a.shape[:-1], n, -1), -1, -2).reshape(a.shape) if a.size else a
+    groups = x.shape[-1] // max(1, params["w"].shape[-2]) or 1
+    return right(layer, params, deal(x, groups), dy)[0], deal(right(layer, params, x, dy)[1], groups)
+
+
+def remade(layer: Layer, maker: Callable[..., Any], **options: Any) -> Any:
+    """The same call to `maker` with other options: a layer's name is the call that made it."""
+    call = ast.parse(layer.name, mode="eval").body
+    assert isinstance(call, ast.Call)
+    given = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}
+    return maker(*map(ast.literal_eval, call.args), **{**given, **options})
+
+
+def as_if(maker: Callable[..., Layer], **options: Any) -> Wrong:
+    """The backward of the layer with these options instead, where it makes at least as many windows: the others get zeros."""
+    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+        other = remade(layer, maker, **options)
+        y = jax.eval_shape(predict(other), params, x)
+        more = jnp.pad(dy, [(0, b - a) for a, b in zip(dy.shape, y.shape)])
+        return right(other, params, x, more)
+
+    return wrong
+
+
+def _bugs(maker: Callable[..., Layer]) -> dict[str, Wrong]:
+    return {
+        "dx made with the kernel not flipped": _kernel_not_flipped,
+        "dx made with input and output channels not exchanged": _channels_not_exchanged,
+        "the stride forgotten": as_if(maker, stride=1),
+        "the dilation forgotten": as_if(maker, dilation=1),
+        "padding off by one": _padding_off_by_one,
+        "channels dealt out to the groups in turn": _groups_mixed_up,
+    }
+
+
+BUGS: Bugs = {"conv1d": _bugs(conv1d), "conv2d": _bugs(conv2d)}

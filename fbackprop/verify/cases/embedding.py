@@ -1,0 +1,73 @@
+"""Cases and mistakes of embedding, learned_positions and rotary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ...layer import Layer, Tree
+from ...layers import embedding
+from .case import Bugs, Case, Draw, normal, right
+
+
+def tokens(vocabulary: int, *sizes: int) -> Draw:
+    """Token numbers."""
+    return lambda rng: rng.integers(0, vocabulary, sizes).astype(np.int32)
+
+
+_twice: Draw = lambda rng: np.array([[2, 0, 2], [2, 4, 0]], np.int32)
+
+CASES: tuple[Case, ...] = (
+    Case("embedding", embedding.embedding(5, 3), _twice, "tokens that come again"),
+    Case("embedding", embedding.embedding(7, 2), tokens(7, 2, 3, 5), "three leading axes"),
+    Case("embedding", embedding.embedding(1, 3), tokens(1, 5), "one row"),
+    Case("embedding", embedding.embedding(5, 1), lambda rng: np.int32(3), "one token"),
+    Case("embedding", embedding.embedding(5, 3), tokens(5, 0, 2), "empty batch"),
+    Case("learned_positions", embedding.learned_positions(7), normal(2, 5, 3), "shorter than it could be"),
+    Case("learned_positions", embedding.learned_positions(5), normal(5, 3), "one sequence"),
+    Case("learned_positions", embedding.learned_positions(3), normal(2, 1, 3), "one step"),
+    Case("learned_positions", embedding.learned_positions(3), normal(0, 2, 5), "empty batch"),
+    Case("rotary", embedding.rotary(), normal(2, 3, 7, 4), "heads"),
+    Case("rotary", embedding.rotary(10.0), normal(5, 6), "one sequence"),
+    Case("rotary", embedding.rotary(), normal(3, 1, 2), "one step"),
+    Case("rotary", embedding.rotary(), normal(0, 3, 2), "empty batch"),
+)
+
+
+def _set_not_added(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return {"w": jnp.zeros_like(params["w"]).at[x].set(dy)}, None
+
+
+def _by_position(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    rows = jnp.arange(x.size).reshape(x.shape) % params["w"].shape[0]
+    return {"w": jnp.zeros_like(params["w"]).at[rows].add(dy)}, None
+
+
+def _at_the_end(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    dparams, dx = right(layer, params, x, dy)
+    return {"w": jnp.roll(dparams["w"], dparams["w"].shape[0] - x.shape[-2], 0)}, dx
+
+
+def _turned_further(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return (), layer.forward(params, dy)[0]
+
+
+def _neighbours_paired(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    half = x.shape[-1] // 2
+    order = np.arange(2 * half).reshape(half, 2).T.ravel()  # 0 2 4 .. 1 3 5 ..: neighbours become halves
+    return (), jnp.take(right(layer, params, x, jnp.take(dy, order, -1))[1], np.argsort(order), -1)
+
+
+BUGS: Bugs = {
+    "embedding": {
+        "set, not added: a token that comes again counts once": _set_not_added,
+        "added at the row of the position, not of the token": _by_position,
+    },
+    "learned_positions": {"the last rows, not the first": _at_the_end},
+    "rotary": {
+        "turned the same way as the forward": _turned_further,
+        "neighbours paired where the forward pairs halves": _neighbours_paired,
+    },
+}

@@ -1,0 +1,86 @@
+"""Cases and mistakes of pooling."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...layer import Layer, Tree
+from ...layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+from .case import Bugs, Case, Draw, Wrong, normal, right
+from .conv import as_if, remade
+
+
+def tied(*sizes: int) -> Draw:
+    """Normal numbers with two equal neighbours above all others."""
+    def draw(rng: np.random.Generator) -> Any:
+        x = rng.standard_normal(sizes)
+        x[:, 0, :2] = 5.0
+        return x
+
+    return draw
+
+
+CASES: tuple[Case, ...] = (
+    Case("max_pool", max_pool(), normal(2, 4, 6, 3)),
+    Case("max_pool", max_pool(), normal(2, 3, 7, 5, 2), "not divisible, two leading axes"),
+    Case("max_pool", max_pool(3, 2, "SAME"), normal(2, 7, 5, 3), "overlapping"),
+    Case("max_pool", max_pool((2, 3), (3, 1), ((1, 0), (2, 1))), normal(2, 7, 5, 3)),
+    Case("max_pool", max_pool((3,), 1), normal(2, 7, 3), "one axis"),
+    Case("max_pool", max_pool(1), normal(1, 1, 1, 1), "sizes 1"),
+    Case("max_pool", max_pool(), normal(0, 4, 6, 3), "empty batch"),
+    Case("max_pool", max_pool(), tied(2, 4, 6, 3), "at a tie", "KINK"),
+    Case("avg_pool", avg_pool(), normal(2, 5, 7, 3)),
+    Case("avg_pool", avg_pool(3, 2, "SAME"), normal(2, 7, 5, 3), "overlapping"),
+    Case("avg_pool", avg_pool((2, 3), (3, 1), ((1, 0), (2, 1)), count_include_pad=False), normal(2, 7, 5, 3)),
+    Case("avg_pool", avg_pool((3,), 1), normal(2, 7, 3), "one axis"),
+    Case("global_avg_pool", global_avg_pool(), normal(2, 5, 3, 7)),
+    Case("global_avg_pool", global_avg_pool(), normal(1, 1, 1, 1), "sizes 1"),
+    Case("global_max_pool", global_max_pool(), normal(2, 5, 3, 7)),
+    Case("global_max_pool", global_max_pool(), tied(2, 5, 3, 2), "at a tie", "KINK"),
+)
+
+
+def _padding_off_by_one(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return (), jnp.roll(right(layer, params, x, dy)[1], 1, -2)
+
+
+def _written_not_added(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    """Of the windows that an element takes a cotangent from, the last alone."""
+    flat = dy.reshape(-1)
+
+    def of_one(i: Any, dx: Any) -> Any:
+        alone = right(layer, params, x, jnp.where(jnp.arange(flat.size) == i, flat, 0).reshape(dy.shape))[1]
+        return jnp.where(alone != 0, alone, dx)
+
+    return (), jax.lax.fori_loop(0, flat.size, of_one, jnp.zeros_like(x))
+
+
+def _mean_instead(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    mean = global_avg_pool() if layer.name == "global_max_pool()" else remade(layer, avg_pool)
+    return right(mean, params, x, dy)
+
+
+def _without_divisor(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    """Times the largest count: a window that padding does not touch has the divisor 1."""
+    full = lambda window=2, *_, **__: prod(window) if isinstance(window, tuple) else window**2
+    count = prod(x.shape[1:-1]) if layer.name == "global_avg_pool()" else remade(layer, full)
+    return (), count * right(layer, params, x, dy)[1]
+
+
+_WINDOW: dict[str, Wrong] = {
+    "padding off by one": _padding_off_by_one,
+    "written where the cotangents of overlapping windows add": _written_not_added,
+}
+BUGS: Bugs = {
+    "max_pool": {**_WINDOW, "the stride forgotten": as_if(max_pool, stride=1),
+                 "spread over the window as that of a mean": _mean_instead},
+    "avg_pool": {**_WINDOW, "the stride forgotten": as_if(avg_pool, stride=1),
+                 "the divisor missing": _without_divisor},
+    "global_max_pool": {"spread over the window as that of a mean": _mean_instead},
+    "global_avg_pool": {"the divisor missing": _without_divisor},
+}
