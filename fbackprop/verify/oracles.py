@@ -60,11 +60,15 @@ class Evidence:
     increments: Array  # (leaves, steps) value(theta + h v_l) - value(theta)
 
 
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+                         "xla_cpu_parallel_codegen_split_count": 1}
+if jax.__version_info__ < (0, 11):  # later XLA has no others
+    QUICK["xla_cpu_use_fusion_emitters"] = False
+
+
 def quick_jit(fn: Callable) -> Callable:
-    """`jax.jit` for a program that runs a few times: on a CPU compiled twice as fast, into slower code."""
-    if jax.default_backend() != "cpu":
-        return jax.jit(fn)
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
+    """`jax.jit` for a program that runs a few times: on a CPU compiled in half the time, into slower code."""
+    return jax.jit(fn, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
 
 
 def _wide(a: Array) -> Array:

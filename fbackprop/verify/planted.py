@@ -6,7 +6,7 @@ one of them WRONG that changes the result; a WRONG rule of a user is compared wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,22 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..compose import replace_rules
-from ..layer import Layer, Tree, paths
+from ..layer import Layer, Tree
 from ..layers.function import from_function
 from .cases import KIND_BUGS
 from .cases.case import Wrong, right
 from .oracles import quick_jit
-from .subject import WrongStructure, layer_subject
+from .subject import Leaf, WrongStructure, layer_subject
 
 # of one leaf g of the result; n is the size of the batch axis
-LEAF_BUGS: dict[str, Callable[[jax.Array, int], jax.Array | None]] = {
+LEAF_BUGS: dict[str, Callable[[np.ndarray, int], np.ndarray | None]] = {
     "twice the right one": lambda g, n: 2 * g,
     "half the right one": lambda g, n: g / 2,
     "the right one with the wrong sign": lambda g, n: -g,
-    "left at zero": lambda g, n: jnp.zeros_like(g),
+    "left at zero": lambda g, n: np.zeros_like(g),
     "the right one transposed": lambda g, n: g.T if g.ndim == 2 and g.shape[0] == g.shape[1] else None,
-    "the right one shifted by one along the last axis": lambda g, n: jnp.roll(g, 1, -1) if g.ndim else None,
-    "the right one shifted by one along the first axis": lambda g, n: jnp.roll(g, 1, 0) if g.ndim > 1 else None,
+    "the right one shifted by one along the last axis": lambda g, n: np.roll(g, 1, -1) if g.ndim else None,
+    "the right one shifted by one along the first axis": lambda g, n: np.roll(g, 1, 0) if g.ndim > 1 else None,
     "the right one divided by the batch size": lambda g, n: g / n if n else None,
     "the right one times the batch size": lambda g, n: g * n,
 }
@@ -66,25 +66,8 @@ def _plant(layer: Layer, wrong: Wrong) -> Layer:
                    backward=lambda params, x, dy: wrong(layer, params, x, dy))
 
 
-def _on_leaf(path: str, change: Callable[[jax.Array, int], jax.Array | None]) -> Wrong:
-    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        dparams, dx = right(layer, params, x, dy)
-        leaves, treedef = jax.tree.flatten({"params": dparams, "x": dx})
-        at = list(paths({"params": dparams, "x": dx})).index(path)
-        batch = next((a.shape[0] for a in jax.tree.leaves(x) if jnp.ndim(a)), 1)
-        changed = change(leaves[at], batch)
-        leaves[at] = leaves[at] if changed is None else changed
-        both = jax.tree.unflatten(treedef, leaves)
-        return both["params"], both["x"]
-
-    return wrong
-
-
-def bugs(layer: Layer, leaves: list[str]) -> Iterator[tuple[str, Layer]]:
-    """(description, wrong layer) for every mistake that can be made in `layer`, its parts' own kinds included."""
-    for leaf in leaves:
-        for text, change in LEAF_BUGS.items():
-            yield f"{leaf}: {text}", _plant(layer, _on_leaf(leaf, change))
+def bugs(layer: Layer) -> Iterator[tuple[str, Layer]]:
+    """(description, wrong layer) for every mistake that can be made in the rule of `layer`, its parts' own kinds included."""
     for text, wrong in {**RULE_BUGS, **_kind_bugs(layer)}.items():
         yield text, _plant(layer, wrong)
     for i, part in enumerate(layer.parts):
@@ -96,18 +79,27 @@ def _kind_bugs(layer: Layer) -> dict[str, Wrong]:
     return KIND_BUGS.get(layer.name.partition("(")[0], {})
 
 
-def planted_results(layer: Layer, params: Tree, x: Any, leaves: list[str]) -> tuple[list[str], Callable]:
-    """`(descriptions, f)`: `f(theta, fixed, dy)` has one wrong gradient vector a row. One compiled program for all."""
-    names, rules = [], []
-    for name, wrong in bugs(layer, leaves):
-        names.append(name)
-        rules.append(layer_subject(wrong, params, x)[0].rule)
+def planted_results(layer: Layer, params: Tree, x: Any, leaves: Sequence[Leaf]) -> Callable[..., dict[str, np.ndarray]]:
+    """`f(theta, fixed, dy) -> {description: wrong gradient}` of every mistake. One compiled program for all."""
+    wrong = dict(bugs(layer))
+    rules = [layer_subject(each, params, x)[0].rule for each in (layer, *wrong.values())]
+    batch = next((a.shape[0] for a in jax.tree.leaves(x) if jnp.ndim(a)), 1)
 
     @quick_jit
     def run(theta: Any, fixed: Any, dy: Any) -> Any:
         return jnp.stack([rule(theta, fixed, dy) for rule in rules])
 
-    return names, run
+    def results(theta: Any, fixed: Any, dy: Any) -> dict[str, np.ndarray]:
+        right, *rows = np.asarray(run(theta, fixed, dy))
+        found = {}
+        for leaf in leaves:
+            for text, change in LEAF_BUGS.items():
+                changed = change(right[leaf.slice].reshape(leaf.shape), batch)
+                if changed is not None:
+                    found[f"{leaf.path}: {text}"] = np.concatenate([right[: leaf.start], changed.ravel(), right[leaf.stop :]])
+        return {**found, **dict(zip(wrong, rows))}
+
+    return results
 
 
 def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) -> dict[str, str]:
@@ -117,13 +109,12 @@ def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) ->
     dy = rng.standard_normal(jax.eval_shape(subject.f, theta, fixed).size)
     try:
         got = np.asarray(subject.rule(theta, fixed, dy))
-        names, run = planted_results(right, params, x, [leaf.path for leaf in subject.leaves])
-        wrongs = np.asarray(run(theta, fixed, dy))
+        wrongs = planted_results(right, params, x, subject.leaves)(theta, fixed, dy)
         rights = np.asarray(layer_subject(right, params, x)[0].rule(theta, fixed, dy))
     except (WrongStructure, TypeError, ValueError):
         return {}
     hints: dict[str, str] = {}
-    for name, wrong in zip(names, wrongs):
+    for name, wrong in wrongs.items():
         for leaf in subject.leaves:
             a, b, r = got[leaf.slice], wrong[leaf.slice], rights[leaf.slice]
             near = lambda u, v: np.max(np.abs(u - v), initial=0.0) <= 1e-6 * np.max(np.abs(v), initial=0.0)
