@@ -24,7 +24,7 @@ _HOME = {
     "layers.conv": "conv1d conv2d",
     "layers.pool": "max_pool avg_pool global_avg_pool global_max_pool",
     "layers.function": "from_function",
-    "layers.branch": "parallel fan_out add concat",
+    "layers.branch": "parallel fan_out add concat dot",
     "layers.repeat": "repeat",
     "layers.rewire": "checkpoint frozen tied",
     "layers.recurrent": "recurrent rnn_cell lstm_cell gru_cell rnn lstm gru",
@@ -32,6 +32,11 @@ _HOME = {
     "rewrite.tap": "tap",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
     "models.mlp": "mlp",
+    "models.convnet": "convnet",
+    "models.resnet": "resnet",
+    "models.lstm": "lstm_classifier",
+    "models.gpt": "gpt",
+    "models.recommender": "recommender",
     "train.step": "make_step update",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

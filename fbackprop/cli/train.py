@@ -24,6 +24,10 @@ class Options(TrainConfig):
     """Train a model by the hand-written reverse chain and measure its gradients against jax.grad's as it learns."""
 
     model: Positional[str]
+    batch_size: int | None = None  # type: ignore[assignment]  # None: the model's own
+    """Examples a step (50 unless the model has its own)."""
+    lr: float | None = None  # type: ignore[assignment]
+    """Adam's learning rate at the start (0.003 unless the model has its own); it falls to 0 along a cosine."""
     out: str | None = None
     """The run's directory; runs/MODEL-001, the next free number, by default."""
     force: bool = False
@@ -39,12 +43,12 @@ class Options(TrainConfig):
 def run(argv: list[str]) -> int:
     began = time.perf_counter()
     options = parse(Options, "train", argv)
-    config = TrainConfig(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
+    config = TrainConfig.of(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
 
     from ..explain.summary import summarize
+    from ..train.builtin import load_task
     from ..train.loop import fit, plan, start
     from ..train.rundir import open_run
-    from ..train.task import load_task
 
     task = load_task(config)
     total = plan(task, config)
@@ -62,10 +66,14 @@ def run(argv: list[str]) -> int:
     result = {
         "verb": "train", "model": config.model, "backward": config.backward, "steps": total.steps,
         "epochs": None if task.steps_per_epoch is None else total.epochs, "test_accuracy": last.test_accuracy,
-        **({} if last.test_accuracy is not None else {"test_loss": last.test_loss}), "train_loss": last.train_loss,
+        **({} if last.test_accuracy is not None else {"test_loss": last.test_loss}),
+        **({} if last.test_rmse is None else {"test_rmse": last.test_rmse}), "train_loss": last.train_loss,
         "max_gradient_error": error, "wall_seconds": round(seconds, 2), "run_dir": str(directory)}
-    good = f"accuracy {last.test_accuracy:.4f}" if last.test_accuracy is not None else f"loss {last.test_loss:.4g}"
-    console.print(f"\ntest {good} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} (bound 1e-05)\n{directory}")
+    good = (f"accuracy {last.test_accuracy:.4f}" if last.test_accuracy is not None else
+            f"rmse {last.test_rmse:.4g}" if last.test_rmse is not None else f"loss {last.test_loss:.4g}")
+    beside = f" ({task.baseline})" if task.baseline else ""
+    console.print(f"\ntest {good}{beside} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} (bound 1e-05)\n"
+                  f"{directory}")
     if options.json:
         print(json.dumps(result))
     return 0
@@ -89,7 +97,7 @@ def epoch_line(epoch: object) -> str:
     e = vars(epoch)
     norms = " ".join(f"{path or 'net'}:{norm:.2g}" for path, norm in e["gradient_norms"].items())
     trained = "         " if e["train_loss"] is None else f"{e['train_loss']:9.4f}"
-    accuracy = "" if e["test_accuracy"] is None else f"  accuracy {e['test_accuracy']:.4f}"
+    accuracy = "".join(f"  {name} {e[f'test_{name}']:.4f}" for name in ("accuracy", "rmse") if e[f"test_{name}"] is not None)
     return (f"epoch {e['epoch']:3d}/{e['epochs']}  train loss {trained}  test loss {e['test_loss']:.4f}{accuracy}"
             f"  gradient error {e['gradient_error']:.1e}  gradient norm {norms}")
 

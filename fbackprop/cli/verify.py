@@ -85,14 +85,15 @@ def _own(options: Options) -> dict[str, Any]:
     if options.layer is not None:
         raise Problem("--layer: expected with the built-in rules alone. Leave it or the model out")
     from ..layer import Layer
-    from ..train.config import TrainConfig
-    from ..train.task import MODELS, call, load_task
+    from ..train.builtin import load_task
+    from ..train.config import PRESETS, TrainConfig
+    from ..train.task import call
     from ..verify.check import check_layer, check_network
     from ..verify.own import input_for
 
     assert options.model is not None
-    config = TrainConfig(options.model, seed=options.seed)
-    made = None if options.model in MODELS else call(options.model)
+    config = TrainConfig.of(model=options.model, seed=options.seed)
+    made = None if options.model in PRESETS else call(options.model)
     try:
         if isinstance(made, Layer):
             report = check_layer(made, input_for(made), seed=options.seed)

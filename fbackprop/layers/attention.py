@@ -19,7 +19,7 @@ Source    Vaswani et al. 2017, section 3.2; groups: Ainslie et al. 2023, section
 
 With `block` no array is T x T: the products are walked in tiles of block x block with a running maximum and sum, so memory is
 linear in T; under `causal` the tiles above the diagonal are left out. Axis letters: N blocks, T queries and S keys of a block,
-K key/value heads, G query heads to each, C channels.
+K key/value heads, R rows: the queries of all heads that share a key/value head, C channels.
 """
 
 from __future__ import annotations
@@ -60,17 +60,19 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
         qkv, mask = _checked(x, heads + 2 * shared)
         steps = qkv.shape[-2]
         q, k, v, there = _blocks(qkv, mask, heads, shared, block)
+        size = k.shape[-2]
 
         def tile(rows: Any, pair: Any) -> tuple[Any, None]:
             i, j = pair
-            s = _scores(q, k, there, i, j, causal)
+            s = _product("...krc,...ksc->...krs", _at(i, q), _at(j, k)) / sqrt(q.shape[-1])
+            s = _allowed(s, there, i, j, size if causal else None)
             return jax.tree.map(partial(_put, i), rows, _attend([_at(i, row) for row in rows], s, _at(j, v))), None
 
-        zeros = wide(jnp.zeros(q.shape[:-1], q.dtype))  # (N, ..., K, G, T)
+        zeros = wide(jnp.zeros(q.shape[:-1], q.dtype))  # (N, ..., K, R)
         rows = [wide(jnp.zeros(q.shape, q.dtype)), zeros, zeros - jnp.inf]
         y, mass, top = _walk(tile, rows, len(q), causal)
         mass = jnp.where(mass == 0, 1, mass)  # a query that may attend to nothing: y = 0, lse finite, exp(-inf - lse) = 0
-        y = _packed(_ungrouped(y / _column(mass, y)), steps).astype(qkv.dtype)
+        y = _packed(_ungrouped(y / _column(mass, y), heads), steps).astype(qkv.dtype)
         lse = jnp.where(top == -jnp.inf, 0, top) + jnp.log(mass)
         return (y if mask is None else (y, mask)), (qkv, mask, y, lse)
 
@@ -78,18 +80,22 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
         qkv, mask, y, lse = residuals
         dy = dy if mask is None else dy[0]
         q, k, v, there = _blocks(qkv, mask, heads, shared, block)
-        y, dy = (_grouped(_blocked(a, heads, q.shape[-2]), shared) for a in (y, dy))
+        size = k.shape[-2]
+        y, dy = (_grouped(_blocked(a, heads, size), shared) for a in (y, dy))
         mean = jnp.sum(wide(dy) * wide(y), axis=-1)  # rowsum(p dp): the rank-one term of the softmax
 
         def tile(sums: Any, pair: Any) -> tuple[Any, None]:
             i, j = pair
-            s = _scores(q, k, there, i, j, causal)
-            p = jnp.exp(s - _column(_at(i, lse), s))
-            dq, dk, dv = _pull(p, _at(i, q), _at(j, k), _at(j, v), _at(i, dy), _at(i, mean))
-            return [_put(at, a, _at(at, a) + da) for at, a, da in zip((i, j, j), sums, (dq, dk, dv))], None
+            # transposed, or XLA merges the product with the forward's and keeps the T x T of every layer in between
+            s = _product("...ksc,...krc->...ksr", _at(j, k), _at(i, q)) / sqrt(q.shape[-1])
+            s = _allowed(s, there, i, j, size if causal else None, transposed=True)
+            p = jnp.exp(s - _row(_at(i, lse), s))
+            pulled = _pull(p, _at(i, q), _at(j, k), _at(j, v), _at(i, dy), _at(i, mean))
+            return [_put(at, a, _at(at, a) + da) for at, a, da in zip((i, j, j), sums, pulled)], None
 
         dq, dk, dv = _walk(tile, [wide(jnp.zeros_like(a)) for a in (q, k, v)], len(q), causal)
-        dqkv = _packed(jnp.concatenate([_ungrouped(dq), dk, dv], axis=-3), qkv.shape[-2]).astype(qkv.dtype)
+        dq, dk = dq / sqrt(q.shape[-1]), dk / sqrt(q.shape[-1])  # here: as part of ds it would be T x T numbers more
+        dqkv = _packed(jnp.concatenate([_ungrouped(dq, heads), dk, dv], axis=-3), qkv.shape[-2]).astype(qkv.dtype)
         return (), dqkv if mask is None else (dqkv, None)
 
     options = {"kv_heads": kv_heads, "causal": causal or None, "block": block}
@@ -119,7 +125,7 @@ def _checked(x: Any, parts: int) -> tuple[Any, Any]:
 
 
 def _blocks(qkv: jax.Array, mask: Any, heads: int, shared: int, block: int | None) -> tuple[Any, ...]:
-    """q (N, ..., K, G, T, C), k and v (N, ..., K, S, C), and which keys are there, (N, ..., S) or None for all."""
+    """q (N, ..., K, R, C), k and v (N, ..., K, S, C), and which keys are there, (N, ..., S) or None for all."""
     steps = qkv.shape[-2]
     size = min(block or steps, steps)
     q, k, v = jnp.split(_blocked(qkv, heads + 2 * shared, size), (heads, heads + shared), axis=-3)
@@ -145,15 +151,15 @@ def _packed(blocks: jax.Array, steps: int) -> jax.Array:
 
 
 def _grouped(blocks: jax.Array, shared: int) -> jax.Array:
-    """(N, ..., H, T, C) -> (N, ..., K, G, T, C)."""
-    heads = blocks.shape[-3]
-    return blocks.reshape(*blocks.shape[:-3], shared, heads // shared, *blocks.shape[-2:])
+    """(N, ..., H, T, C) -> (N, ..., K, R, C), R = T H / K: more rows, not an axis more, for XLA would copy T x T to move it."""
+    *leading, heads, size, width = blocks.shape
+    return blocks.reshape(*leading, shared, heads // shared * size, width)
 
 
-def _ungrouped(blocks: jax.Array) -> jax.Array:
-    """(N, ..., K, G, T, C) -> (N, ..., H, T, C)."""
-    *leading, shared, group, size, width = blocks.shape
-    return blocks.reshape(*leading, shared * group, size, width)
+def _ungrouped(blocks: jax.Array, heads: int) -> jax.Array:
+    """(N, ..., K, R, C) -> (N, ..., H, T, C)."""
+    *leading, shared, rows, width = blocks.shape
+    return blocks.reshape(*leading, heads, rows * shared // heads, width)
 
 
 def _at(i: Any, blocks: jax.Array) -> jax.Array:
@@ -178,20 +184,24 @@ def _column(row: jax.Array, like: jax.Array) -> jax.Array:
     return jnp.broadcast_to(row[..., None], like.shape)
 
 
+def _row(row: jax.Array, like: jax.Array) -> jax.Array:
+    """(..., R) -> (..., S, R)."""
+    return jnp.broadcast_to(row[..., None, :], like.shape)
+
+
 def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """An einsum in the dtype of the layer's input `b`, accumulated in float32 when that is narrower."""
     return jnp.einsum(letters, a.astype(b.dtype), b, preferred_element_type=wide_dtype(b.dtype))
 
 
-def _scores(q: jax.Array, k: jax.Array, there: Any, i: Any, j: Any, causal: bool) -> jax.Array:
-    """(..., K, G, T, S) of query block i and key block j, -inf where a query may not look."""
-    q, k = _at(i, q), _at(j, k)
-    s = _product("...kgtc,...ksc->...kgts", q, k) / sqrt(q.shape[-1])
+def _allowed(s: jax.Array, there: Any, i: Any, j: Any, causal: int | None, transposed: bool = False) -> jax.Array:
+    """s (..., K, R, S) of query block i and key block j with -inf where a query may not look; causal: the size of a block."""
+    rows, keys = (-1, -2) if transposed else (-2, -1)
     if there is not None:
-        s = jnp.where(jnp.broadcast_to(_at(j, there)[..., None, None, None, :], s.shape), s, -jnp.inf)
-    if causal:
-        position = lambda block, axis: block * s.shape[axis] + lax.broadcasted_iota(np.int32, s.shape, s.ndim + axis)
-        s = jnp.where(position(j, -1) <= position(i, -2), s, -jnp.inf)
+        s = jnp.where(jnp.broadcast_to(jnp.expand_dims(_at(j, there), (-3, rows)), s.shape), s, -jnp.inf)
+    if causal is not None:
+        position = lambda block, axis: block * causal + lax.broadcasted_iota(np.int32, s.shape, s.ndim + axis) % causal
+        s = jnp.where(position(j, keys) <= position(i, rows), s, -jnp.inf)
     return s
 
 
@@ -201,13 +211,13 @@ def _attend(rows: Any, s: jax.Array, v: jax.Array) -> Any:
     new = lax.stop_gradient(jnp.maximum(top, jnp.max(s, axis=-1)))
     base = jnp.where(new == -jnp.inf, 0, new)  # no key so far: exp(-inf - 0) = 0, where exp(-inf + inf) is NaN
     p, shrink = jnp.exp(s - _column(base, s)), jnp.exp(top - base)
-    y = y * _column(shrink, y) + _product("...kgts,...ksc->...kgtc", p, v)
+    y = y * _column(shrink, y) + _product("...krs,...ksc->...krc", p, v)
     return [y, mass * shrink + jnp.sum(p, axis=-1), new]
 
 
 def _pull(p: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Array, ...]:
-    """(dq, dk, dv) of a tile; the letter g, summed over in dk and dv, is the group that shares a key/value head."""
-    dv = _product("...kgts,...kgtc->...ksc", p, dy)
-    dp = _product("...kgtc,...ksc->...kgts", dy, v)
-    ds = p * (dp - _column(mean, dp)) / sqrt(q.shape[-1])
-    return _product("...kgts,...ksc->...kgtc", ds, k), _product("...kgts,...kgtc->...ksc", ds, q), dv
+    """(dq, dk, dv) of a tile from p (..., K, S, R), the first two times sqrt(C); dk and dv sum over all rows of the group."""
+    dp = _product("...ksc,...krc->...ksr", v, dy)
+    ds = p * (dp - _row(mean, dp))
+    return (_product("...ksr,...ksc->...krc", ds, k), _product("...ksr,...krc->...ksc", ds, q),
+            _product("...ksr,...krc->...ksc", p, dy))

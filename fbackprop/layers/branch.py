@@ -1,13 +1,14 @@
 """branch: several values side by side, as tuples.
 
 Shapes    parallel: (x0, x1, ...) -> (y0, y1, ...); fan_out: x -> (y0, y1, ...); add: equal shapes -> one; concat: shapes that
-          agree but for one axis -> one
-Dtypes    those of the layers; add and concat: one floating dtype
+          agree but for one axis -> one; dot: two of (..., D) -> (...)
+Dtypes    those of the layers; add, concat and dot: one floating dtype; dot accumulates in float32 when narrower
 Units     none
-Forward   parallel y_i = f_i(x_i); fan_out y_i = f_i(x); add y = sum x_i; concat y = x_0 | x_1 | ...
+Forward   parallel y_i = f_i(x_i); fan_out y_i = f_i(x); add y = sum x_i; concat y = x_0 | x_1 | ...;
+          dot y = sum over D of x_0 x_1
 Backward  parallel dx_i from f_i; fan_out dx = sum of all dx_i: a value used more than once adds its cotangents; add
-          dx_i = dy; concat dx_i = its stretch of dy
-Keeps     what the layers keep; add the number of its inputs, concat their sizes, static
+          dx_i = dy; concat dx_i = its stretch of dy; dot dx_0 = dy x_1, dx_1 = dy x_0
+Keeps     what the layers keep; add the number of its inputs, concat their sizes, static; dot both inputs
 At kinks  none of its own
 Raises    TypeError: x is no tuple of the right length; ValueError: shapes that do not fit
 Source    elementary; derivation in docs/derivations/branch.md
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..compose import expect_parts
+from ..dtypes import wide
 from ..errors import at, expect, expect_floating, expect_params
 from ..layer import Layer, Static, Tree
 
@@ -126,3 +128,20 @@ def concat(axis: int = -1) -> Layer:
         return (), tuple(jnp.split(dy, np.cumsum(sizes.value)[:-1], axis))
 
     return Layer(f"concat({axis})", lambda key, x: (), forward, backward)
+
+
+def dot() -> Layer:
+    """(x0, x1), both (..., D) -> y (...): the product of two vectors."""
+
+    def forward(params: Tree, x: Any) -> tuple[jax.Array, Any]:
+        expect_params(params)
+        _expect_tuple(x, 2)
+        expect_floating(x0=x[0], x1=x[1])
+        expect(x[0].ndim > 0 and x[0].shape == x[1].shape, "x", "two inputs of one shape (..., D)", x)
+        return jnp.sum(wide(x[0]) * wide(x[1]), -1).astype(x[0].dtype), x
+
+    def backward(params: Tree, x: Any, dy: jax.Array) -> tuple[Tree, Any]:
+        dy = jnp.broadcast_to(dy[..., None], x[0].shape)
+        return (), (dy * x[1], dy * x[0])
+
+    return Layer("dot()", lambda key, x: (), forward, backward)

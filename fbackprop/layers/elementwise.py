@@ -28,6 +28,7 @@ Source    elementary; gelu: Hendrycks and Gimpel 2016, section 2; silu: the same
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import pi, sqrt
 from typing import Any, NamedTuple
 
@@ -112,8 +113,13 @@ def _elementwise(function: str, *option: Any, name: str | None = None) -> Layer:
 
 
 def identity() -> Layer:
-    """y = x."""
-    return _elementwise("identity")
+    """y = x, any pytree: beside another layer in `parallel` it hands a mask or a target on."""
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        expect_params(params)
+        return x, ()
+
+    return replace(_elementwise("identity"), init=lambda key, x: (), forward=forward)
 
 
 def relu() -> Layer:

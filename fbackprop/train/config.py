@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ..problem import Problem
+
+# the models that have a name, and where one wants something else than the defaults below
+PRESETS: dict[str, dict[str, Any]] = {
+    "mnist": {},
+    "mlp": {},
+    "convnet": {"epochs": 6, "lr": 2e-3},
+    "resnet": {"epochs": 5, "lr": 3e-3},
+    "lstm": {"epochs": 10, "lr": 3e-3},
+}
 
 
 @dataclass(frozen=True)
@@ -14,7 +23,8 @@ class TrainConfig:
     """Everything the numbers of a run depend on. Raises Problem for a value that makes no sense."""
 
     model: str
-    """mlp or mnist (= mlp on real digits), or your own file.py:function returning (net, loss, batches)."""
+    """mnist or mlp (digits by an mlp), convnet, resnet, lstm (digits too), or your own file.py:function returning
+    (net, loss, batches)."""
     seed: int = 0
     """Of the initialisation, the split and the batches."""
     steps: int | None = None
@@ -30,11 +40,20 @@ class TrainConfig:
     data: str | None = None
     """A directory of MNIST's own IDX files, in place of the 5000 digits in the package."""
 
+    @classmethod
+    def of(cls, **given: Any) -> TrainConfig:
+        """What is given, then the model's preset, then the defaults; None is nothing given."""
+        given = {name: value for name, value in given.items() if value is not None}
+        preset = PRESETS.get(given["model"], {})
+        length = {"steps", "epochs"}
+        kept = {name: value for name, value in preset.items() if not (name in length and length & given.keys())}
+        return cls(**{**kept, **given})
+
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
         for name in ("steps", "epochs", "batch_size"):
             _at_least(name, getattr(self, name), 1)
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise Problem(f"lr: expected a finite number above 0, got {self.lr}. 0.003 is the default")
         if self.backward not in ("manual", "auto"):
             raise Problem(f"backward: expected manual or auto, got {self.backward!r}")

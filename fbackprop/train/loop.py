@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..compose import auto_value_and_grad, inference, objective, predict, value_and_grad
-from ..layer import Layer, Tree, split
+from ..compose import auto_value_and_grad, value_and_grad
+from ..layer import Tree, split
 from ..problem import Failure, Problem
 from ..verify.gradient_error import gradient_error
 from .config import TrainConfig
+from .evaluate import evaluator
 from .rundir import append
 from .step import make_step
 from .task import Task
@@ -26,7 +26,6 @@ from .task import Task
 EPOCHS = 10  # where neither steps nor epochs are given
 STEPS = 1000  # for batches without end
 ROUNDS = 10  # batches without end are reported on this many times
-CHUNK = 1000  # examples evaluated at once
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Epoch:
     train_loss: float | None
     test_loss: float
     test_accuracy: float | None
+    test_rmse: float | None
     gradient_error: float
     gradient_norms: dict[str, float]
 
@@ -121,34 +121,18 @@ def _halt_unless_finite(records: list[dict[str, float]], config: TrainConfig) ->
 
 def _looker(task: Task, config: TrainConfig, total: Plan) -> Callable[[Tree, int, float | None], Epoch]:
     """What is measured after each epoch: the loss and accuracy out of training, the gradients against jax.grad's."""
-    measure, evaluate = gradient_error(task.net, task.loss), _evaluator(task)
+    measure, evaluate = gradient_error(task.net, task.loss), evaluator(task)
 
     def look(params: Tree, step: int, train_loss: float | None) -> Epoch:
         batch = task.batches(config.seed, step)
         errors, norms = measure(params, batch, step)
-        test_loss, accuracy = evaluate(params, task.test if task.test is not None else batch)
+        score = evaluate(params, task.test if task.test is not None else batch)
         by_layer: dict[str, float] = {}
         for path, norm in norms.items():
             layer = path.rpartition("/")[0]
             by_layer[layer] = math.hypot(by_layer.get(layer, 0.0), float(norm))
         error = float(np.max([np.asarray(e) for e in errors.values()], initial=0.0))
-        return Epoch(math.ceil(step / total.per_epoch), total.epochs, step, train_loss, test_loss, accuracy, error, by_layer)
+        return Epoch(math.ceil(step / total.per_epoch), total.epochs, step, train_loss, score.loss, score.accuracy, score.rmse,
+                     error, by_layer)
 
     return look
-
-
-def _evaluator(task: Task) -> Callable[[Tree, Any], tuple[float, float | None]]:
-    """`(params, batch) -> (loss, accuracy or None)` with every layer's inference twin, in chunks."""
-    net: Layer = inference(task.net)
-    value_of = jax.jit(lambda params, batch: objective(net, task.loss).forward(params, batch)[0])
-    right = jax.jit(lambda params, batch: jnp.mean(jnp.argmax(predict(net)(params, batch[0]), -1) == batch[1]))
-
-    def evaluate(params: Tree, batch: Any) -> tuple[float, float | None]:
-        count = len(batch[1]) if task.classes else 0
-        chunks = [jax.tree.map(lambda a, at=at: a[at : at + CHUNK], batch) for at in range(0, count, CHUNK)] or [batch]
-        weights = [len(chunk[1]) / count for chunk in chunks] if task.classes else [1.0]
-        loss = sum(w * float(value_of(params, chunk)) for w, chunk in zip(weights, chunks))
-        accuracy = sum(w * float(right(params, chunk)) for w, chunk in zip(weights, chunks)) if task.classes else None
-        return loss, accuracy
-
-    return evaluate

@@ -1,4 +1,4 @@
-"""What MODEL names: a network, its loss and its batches, built in or from the user's own file.py:function."""
+"""A Task: a network, its loss and its batches; how one is made of the user's own file.py:function."""
 
 from __future__ import annotations
 
@@ -12,13 +12,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from .. import data
 from ..errors import show
 from ..layer import Layer
-from ..losses import softmax_cross_entropy
-from ..models.mlp import mlp
 from ..problem import FileProblem, Problem
-from .config import TrainConfig
+from .config import PRESETS, TrainConfig
 
 TEMPLATE = "def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it"
 
@@ -27,7 +24,8 @@ TEMPLATE = "def function(): return net, loss, batches   # batches(seed, step) ->
 class Task:
     """Something to train. `batches` is pure in (seed, step); `test` a held-out (x, target) when there is one.
 
-    steps_per_epoch is None for batches without end. classes: targets are class numbers, so accuracy means something.
+    steps_per_epoch is None for batches without end. metric: "accuracy" where targets are class numbers, "rmse" where they are
+    ratings. baseline: what a simple model reaches on `test`, in words. chunk: examples of `test` evaluated at once.
     """
 
     name: str
@@ -36,29 +34,16 @@ class Task:
     batches: Callable[[int, int], Any]
     steps_per_epoch: int | None = None
     test: Any = None
-    classes: bool = False
+    metric: str | None = None
+    baseline: str = ""
+    chunk: int = 1000
 
 
-def mnist(config: TrainConfig) -> Task:
-    """Handwritten digits by an mlp: the 5000 in the package, split 4000 / 1000, or all of MNIST from config.data."""
-    digits = data.digits(config.data)
-    try:
-        batches = data.shuffled_batches(*digits.train, config.batch_size)
-    except ValueError as error:
-        raise Problem(str(error)) from error
-    return Task(config.model, mlp(), softmax_cross_entropy(), batches, batches.steps_per_epoch, digits.test, classes=True)
-
-
-MODELS: dict[str, Callable[[TrainConfig], Task]] = {"mnist": mnist, "mlp": mnist}
-
-
-def load_task(config: TrainConfig, made: Any = None) -> Task:
-    """The Task `config.model` names, or the one `made`, what its function returned, stands for.
+def own_task(config: TrainConfig, made: Any = None) -> Task:
+    """The Task that `made`, what the function of the user's file returned, stands for.
 
     Raises Problem for a name, a file or a function that is not what it should be.
     """
-    if config.model in MODELS:
-        return MODELS[config.model](config)
     if config.data is not None:
         raise Problem(f"--data: {config.model} makes its own batches. Leave --data out")
     made = call(config.model) if made is None else made
@@ -82,9 +67,9 @@ def call(model: str) -> Any:
     """What the function of a `file.py:function` returns. Raises Problem: no such model, file or function, or it raised."""
     path, colon, name = model.rpartition(":")
     if not colon or not path.endswith(".py"):
-        close = get_close_matches(model, MODELS, 1)
+        close = get_close_matches(model, PRESETS, 1)
         hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
-        raise Problem(f"model {model!r}: expected one of {', '.join(MODELS)} or file.py:function. {hint}")
+        raise Problem(f"model {model!r}: expected one of {', '.join(PRESETS)} or file.py:function. {hint}")
     file = Path(path)
     if not file.is_file():
         raise FileProblem(f"{file}: expected a Python file, found none. The working directory is {Path.cwd()}")

@@ -26,6 +26,10 @@ CASES: tuple[Case, ...] = (
     Case("add", branch.add(), several((2, 5), (2, 5), (2, 5))),
     Case("concat", branch.concat(), several((2, 5), (2, 3), (2, 7))),
     Case("concat", branch.concat(0), several((2, 5), (3, 5))),
+    Case("dot", branch.dot(), several((2, 3, 5), (2, 3, 5))),
+    Case("dot", compose.chain(branch.fan_out(dense.dense(3), elementwise.identity()), branch.dot()), normal(2, 3)),
+    Case("identity", branch.parallel(dense.dense(3), elementwise.identity()),
+         lambda rng: (rng.standard_normal((2, 5)), rng.integers(0, 2, (2, 7)).astype(bool)), "beside a mask"),
     Case("repeat", repeat.repeat(_block, 3), normal(2, 5)),
     Case("repeat", repeat.repeat(compose.skip(_block), 2, unroll=True), normal(3, 5), "unrolled"),
     Case("checkpoint", rewire.checkpoint(_block), normal(2, 5)),
@@ -51,7 +55,12 @@ def _counted(times: float) -> Any:
     return wrong
 
 
+def _swapped(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+    return (), right(layer, params, x, dy)[1][::-1]
+
+
 BUGS: Bugs = {
+    "dot": {"the two inputs' cotangents swapped": _swapped},
     "fan_out": {"without the cotangent of the first branch": _one_branch_dropped},
     "tied": {"the shared weight counted once too few": _counted(0.0), "the shared weight counted twice": _counted(2.0)},
 }

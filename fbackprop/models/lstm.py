@@ -1,0 +1,14 @@
+"""lstm: a sequence read step by step, then classified from the last output."""
+
+from __future__ import annotations
+
+from ..compose import chain
+from ..layer import Layer
+from ..layers.dense import dense
+from ..layers.recurrent import lstm
+from .mlp import XAVIER
+
+
+def lstm_classifier(features: int = 128, outputs: int = 10) -> Layer:
+    """x (B, T, I) -> (B, outputs): an lstm of `features`, its last output into a dense layer."""
+    return chain(lstm(features, last=True), dense(outputs, w_init=XAVIER))
