@@ -13,6 +13,7 @@ import pytest
 from fbackprop import data
 from fbackprop.cli import main
 from fbackprop.train import rundir
+from fbackprop.train.config import TrainConfig
 
 GOOD = """
 import numpy as np
@@ -298,3 +299,33 @@ def test_the_main_job_reaches_its_accuracy(capsys):
         assert result["test_accuracy"] >= 0.94
         assert result["max_gradient_error"] <= 1e-5
     shutil.rmtree("runs")
+
+
+@pytest.mark.parametrize(("model", "beside"), [
+    ("convnet", "test_accuracy"), ("resnet", "test_accuracy"), ("lstm", "test_accuracy"), ("gpt", "bigram_loss"),
+    ("recommender", "noise")])
+@pytest.mark.slow
+def test_every_model_trains_on_its_data(model, beside, capsys):
+    assert main(["train", model, "--steps", "3", "--batch-size", "4", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result[beside] is not None
+    assert result["max_gradient_error"] <= 1e-5
+    assert (result["test_accuracy"] is None) == (model in ("gpt", "recommender"))
+    assert ("test_rmse" in result) == (model == "recommender")
+
+
+@pytest.mark.parametrize(("model", "code", "words"), [
+    ("gpt", 74, "nothing.txt"), ("recommender", 74, "nothing.txt"), ("convnet", 74, "nothing.txt")])
+def test_a_models_own_data_that_is_not_there(model, code, words, capsys):
+    assert main(["train", model, "--data", "nothing.txt"]) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert len(said.splitlines()) == 1
+    assert not Path("runs").exists()
+
+
+def test_a_preset_gives_way_to_what_is_asked_for():
+    assert (TrainConfig.of(model="gpt").steps, TrainConfig.of(model="gpt").batch_size) == (600, 16)
+    asked = TrainConfig.of(model="gpt", epochs=1, batch_size=8)
+    assert (asked.steps, asked.epochs, asked.batch_size, asked.lr) == (None, 1, 8, 2e-3)
+    assert TrainConfig.of(model="mine.py:f", lr=None) == TrainConfig("mine.py:f")

@@ -152,8 +152,8 @@ def fused_block(features, heads):
         return jnp.einsum("bti,bto->io", a, b)
 
     def init(key, x):
-        shapes = {"bias1": d, "scale1": d, "bqkv": 3 * d, "wqkv": (d, 3 * d), "bout": d, "wout": (d, d), "bias2": d, "scale2": d,
-                  "bup": 4 * d, "wup": (d, 4 * d), "bdown": d, "wdown": (4 * d, d)}
+        shapes = {"bias1": d, "scale1": d, "bqkv": 3 * d, "wqkv": (d, 3 * d), "bout": d, "wout": (d, d),
+                  "bias2": d, "scale2": d, "bup": 4 * d, "wup": (d, 4 * d), "bdown": d, "wdown": (4 * d, d)}
         return {name: jnp.zeros(shape) for name, shape in shapes.items()}
 
     def forward(p, x):

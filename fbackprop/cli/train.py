@@ -18,6 +18,8 @@ from ..train.config import TrainConfig
 from .options import parse, screen
 from .signals import between_steps
 
+MANY = 6  # layers whose gradient norms fit in a line
+
 
 @dataclass(frozen=True)
 class Options(TrainConfig):
@@ -67,11 +69,11 @@ def run(argv: list[str]) -> int:
         "verb": "train", "model": config.model, "backward": config.backward, "steps": total.steps,
         "epochs": None if task.steps_per_epoch is None else total.epochs, "test_accuracy": last.test_accuracy,
         **({} if last.test_accuracy is not None else {"test_loss": last.test_loss}),
-        **({} if last.test_rmse is None else {"test_rmse": last.test_rmse}), "train_loss": last.train_loss,
+        **({} if last.test_rmse is None else {"test_rmse": last.test_rmse}), **task.baseline, "train_loss": last.train_loss,
         "max_gradient_error": error, "wall_seconds": round(seconds, 2), "run_dir": str(directory)}
     good = (f"accuracy {last.test_accuracy:.4f}" if last.test_accuracy is not None else
             f"rmse {last.test_rmse:.4g}" if last.test_rmse is not None else f"loss {last.test_loss:.4g}")
-    beside = f" ({task.baseline})" if task.baseline else ""
+    beside = "".join(f" ({name.replace('_', ' ')} {value:.4g})" for name, value in task.baseline.items())
     console.print(f"\ntest {good}{beside} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} (bound 1e-05)\n"
                   f"{directory}")
     if options.json:
@@ -95,11 +97,14 @@ def network_table(name: str, rows: list) -> Table:
 def epoch_line(epoch: object) -> str:
     """One epoch in one line: losses, accuracy, gradient error, gradient norm per layer."""
     e = vars(epoch)
-    norms = " ".join(f"{path or 'net'}:{norm:.2g}" for path, norm in e["gradient_norms"].items())
+    norms = sorted((norm, path or "net") for path, norm in e["gradient_norms"].items())
+    by_layer = " ".join(f"{path}:{norm:.2g}" for path, norm in e["gradient_norms"].items())
+    if len(norms) > MANY:
+        by_layer = " to ".join(f"{norm:.2g} ({path})" for norm, path in (norms[0], norms[-1])) + f", {len(norms)} layers"
     trained = "         " if e["train_loss"] is None else f"{e['train_loss']:9.4f}"
     accuracy = "".join(f"  {name} {e[f'test_{name}']:.4f}" for name in ("accuracy", "rmse") if e[f"test_{name}"] is not None)
     return (f"epoch {e['epoch']:3d}/{e['epochs']}  train loss {trained}  test loss {e['test_loss']:.4f}{accuracy}"
-            f"  gradient error {e['gradient_error']:.1e}  gradient norm {norms}")
+            f"  gradient error {e['gradient_error']:.1e}  gradient norm {by_layer}")
 
 
 @contextlib.contextmanager

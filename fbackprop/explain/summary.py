@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import jax
-import numpy as np
 
 from ..errors import at, show
 from ..layer import Layer, Tree, paths
 from ..rewrite.tap import tap
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One layer: what it makes of a batch, how many numbers it trains, what its backward keeps and the bytes that takes."""
+    """One layer: what it makes of a batch, how many numbers it trains, what its backward keeps and the bytes that takes.
+
+    An array or a weight that an earlier layer has counts once, there. A layer that runs several times (`repeat`, `recurrent`)
+    has one row for all of them. What a `checkpoint` makes again counts as nothing kept, its own x stands in the first row.
+    """
 
     path: str
     layer: str
     output: str
     parameters: int
     keeps: str
-    kept_bytes: int  # an array that an earlier layer keeps already counts once, there
+    kept_bytes: int
 
 
 def summarize(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> list[Row]:
@@ -31,30 +35,88 @@ def summarize(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> list[
 
     Raises what the layers raise on a wrong batch or wrong params.
     """
-    rows: list[Row] = []
-    kept: list[Any] = []  # the tracers themselves, so that none is freed and another takes its identity
-
-    def see(path: str, layer: Layer, params: Tree, x: Any, y: Any, residuals: Any) -> None:
-        if layer.parts:
-            return
-        named = {id(leaf): path for path, leaf in {**paths({"y": y}), **paths({"x": x})}.items()}
-        new, words = 0, []
-        for leaf in jax.tree.leaves(residuals):
-            shared = any(leaf is other for other in kept)
-            words.append(named.get(id(leaf), show(leaf)) + (" (shared)" if shared else ""))
-            new += 0 if shared else prod(leaf.shape) * leaf.dtype.itemsize
-            kept.append(leaf)
-        count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
-        rows.append(Row(path, layer.name, show(y), count, ", ".join(words) or "nothing", new))
+    seen = _Seen()
 
     def run(params: Tree, batch: Any) -> Any:
         if loss is None:
-            return tap(net, see).forward(params, batch)[0]
-        y, _ = tap(net, see).forward(params, batch[0])
+            return tap(net, seen.see).forward(params, batch)[0]
+        y, _ = tap(net, seen.see).forward(params, batch[0])
         with at("loss", loss):
             value, residuals = loss.forward((), (y, batch[1]))
-        see("loss", loss, (), (y, batch[1]), value, residuals)
+        seen.see("loss", loss, (), (y, batch[1]), value, residuals)
         return value
 
     jax.eval_shape(run, params, batch)
-    return rows
+    merged: dict[tuple[str, str], Row] = {}
+    for row in seen.rows:
+        first = merged.setdefault((row.path, row.layer), row)
+        if first is not row:  # a repeat written out
+            first.parameters += row.parameters
+            first.kept_bytes += row.kept_bytes
+    return list(merged.values())
+
+
+class _Seen:
+    """Rows as the layers run. Arrays are told apart by identity, so all are held: none is freed and its identity used again."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.kept: list[list[Any]] = []  # of each row, the arrays that count there
+        self.wholes: list[set[tuple[str, str]]] = []  # of each row, the combinators it has been seen in
+        self.weights: list[Any] = []
+
+    def see(self, path: str, layer: Layer, params: Tree, x: Any, y: Any, residuals: Any) -> None:
+        if layer.parts:
+            self._see_whole(path, layer, params, residuals)
+            return
+        named = {id(leaf): path for path, leaf in {**paths({"y": y}), **paths({"x": x})}.items()}
+        leaves = jax.tree.leaves(residuals)
+        shared = [_among(leaf, [other for kept in self.kept for other in kept]) for leaf in leaves]
+        words = [named.get(id(leaf), show(leaf)) + (" (shared)" if again else "") for leaf, again in zip(leaves, shared)]
+        new = [leaf for leaf, again in zip(leaves, shared) if not again]
+        count = _size([leaf for leaf in jax.tree.leaves(params) if not _among(leaf, self.weights)])
+        self.weights += jax.tree.leaves(params)
+        self.rows.append(Row(path, layer.name, show(y), count, ", ".join(words) or "nothing", _bytes(new)))
+        self.kept.append(new)
+        self.wholes.append(set())
+
+    def _see_whole(self, path: str, layer: Layer, params: Tree, residuals: Any) -> None:
+        """What a combinator does with what its parts keep: hands it on, keeps something else instead, or runs many times."""
+        leaves = jax.tree.leaves(residuals)
+        inside = lambda row: row.path == path or row.path.startswith(f"{path}/" if path else "")
+        below = [i for i, row in enumerate(self.rows) if inside(row) and (path, layer.name) not in self.wholes[i]]
+        for i in below:
+            self.wholes[i].add((path, layer.name))
+        if not below or all(_among(leaf, leaves) for i in below for leaf in self.kept[i]):
+            return  # they are handed on
+        if layer.wraps:  # a checkpoint
+            earlier = [leaf for i, kept in enumerate(self.kept) if i not in below for leaf in kept]
+            own = [leaf for leaf in leaves if not _among(leaf, earlier)]
+            for i in below:
+                self.rows[i].keeps, self.rows[i].kept_bytes, self.kept[i] = "nothing: made again", 0, []
+            first = self.rows[below[0]]
+            first.keeps, first.kept_bytes, self.kept[below[0]] = "x" if own else "x (shared)", _bytes(own), own
+            return
+        # a scan: what was seen is one step, the last time it was traced; its weights are one step's too where they are stacked
+        last = {(self.rows[i].path, self.rows[i].layer): i for i in below}.values()
+        for i in set(below).difference(last):
+            self.rows[i].parameters, self.rows[i].kept_bytes, self.kept[i] = 0, 0, []
+        below = sorted(last)
+        steps = _bytes(leaves) / max(1, sum(self.rows[i].kept_bytes for i in below))
+        stacked = _size(jax.tree.leaves(params)) // max(1, sum(self.rows[i].parameters for i in below))
+        for i in below:
+            self.rows[i].kept_bytes = round(steps * self.rows[i].kept_bytes)
+            self.rows[i].parameters *= max(1, stacked)
+            self.kept[i] = leaves if i == below[0] else []  # what stands for them outside
+
+
+def _among(leaf: Any, others: Sequence[Any]) -> bool:
+    return any(leaf is other for other in others)
+
+
+def _size(leaves: Sequence[Any]) -> int:
+    return sum(prod(leaf.shape) for leaf in leaves)
+
+
+def _bytes(leaves: Sequence[Any]) -> int:
+    return sum(prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)

@@ -9,10 +9,12 @@ import numpy as np
 
 from .. import data
 from ..layer import Layer
-from ..losses import softmax_cross_entropy
+from ..losses import mse, softmax_cross_entropy
 from ..models.convnet import convnet
+from ..models.gpt import gpt
 from ..models.lstm import lstm_classifier
 from ..models.mlp import mlp
+from ..models.recommender import recommender
 from ..models.resnet import resnet
 from ..problem import Problem
 from .config import TrainConfig
@@ -40,12 +42,38 @@ def _with_channel(images: np.ndarray) -> np.ndarray:
     return images[..., None]
 
 
+def _plays(config: TrainConfig) -> Task:
+    """The next byte of eight plays, or of the text file config.data, by a small gpt."""
+    length = 128
+    try:
+        text = data.text(config.data)
+        batches, test = data.windows(text.train, length, config.batch_size), data.held_out_windows(text.validation, length)
+    except ValueError as error:
+        raise Problem(str(error)) from error
+    V = len(text.vocabulary)
+    bigram = data.bigram_loss(text.train, text.validation, V)
+    net = gpt(V, length, features=128, heads=4, blocks=4, unroll=True)
+    return Task(config.model, net, None, batches, batches.steps_per_epoch, test, chunk=64, baseline={"bigram_loss": bigram})
+
+
+def _ratings(config: TrainConfig) -> Task:
+    """Who likes what: made-up ratings whose noise is known, or the file config.data in MovieLens' u.data format."""
+    known = data.ratings(config.data)
+    batches = _batches(*known.train, config)
+    apart = lambda pairs, scores: ((pairs[:, 0], pairs[:, 1]), scores)
+    net = recommender(known.users, known.items, rank=4, mean=known.mean)
+    return Task(config.model, net, mse(), lambda seed, step: apart(*batches(seed, step)), batches.steps_per_epoch,
+                apart(*known.test), "rmse", {} if known.noise is None else {"noise": known.noise}, chunk=100_000)
+
+
 MODELS: dict[str, Callable[[TrainConfig], Task]] = {
     "mnist": lambda config: _digits(config, mlp()),
     "mlp": lambda config: _digits(config, mlp()),
     "convnet": lambda config: _digits(config, convnet(), _with_channel),
     "resnet": lambda config: _digits(config, resnet((16, 32, 64), blocks=1), _with_channel),
     "lstm": lambda config: _digits(config, lstm_classifier()),  # an image is a sequence of 28 rows
+    "gpt": _plays,
+    "recommender": _ratings,
 }
 
 

@@ -14,7 +14,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mlp": {},
     "convnet": {"epochs": 6, "lr": 2e-3},
     "resnet": {"epochs": 5, "lr": 3e-3},
-    "lstm": {"epochs": 10, "lr": 3e-3},
+    "lstm": {},
+    "gpt": {"steps": 600, "batch_size": 16, "lr": 2e-3},
+    "recommender": {"epochs": 12, "batch_size": 512, "lr": 1e-2},
 }
 
 
@@ -23,8 +25,8 @@ class TrainConfig:
     """Everything the numbers of a run depend on. Raises Problem for a value that makes no sense."""
 
     model: str
-    """mnist or mlp (digits by an mlp), convnet, resnet, lstm (digits too), or your own file.py:function returning
-    (net, loss, batches)."""
+    """mnist or mlp (digits by an mlp), convnet, resnet, lstm (digits too), gpt (text), recommender (ratings), or your own
+    file.py:function returning (net, loss, batches)."""
     seed: int = 0
     """Of the initialisation, the split and the batches."""
     steps: int | None = None
@@ -38,7 +40,7 @@ class TrainConfig:
     backward: Literal["manual", "auto"] = "manual"
     """The hand-written reverse chain, or jax.value_and_grad of the same forward."""
     data: str | None = None
-    """A directory of MNIST's own IDX files, in place of the 5000 digits in the package."""
+    """In place of the data in the package: a directory of MNIST's IDX files, for gpt a text, for recommender a u.data file."""
 
     @classmethod
     def of(cls, **given: Any) -> TrainConfig:

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ class Task:
     """Something to train. `batches` is pure in (seed, step); `test` a held-out (x, target) when there is one.
 
     steps_per_epoch is None for batches without end. metric: "accuracy" where targets are class numbers, "rmse" where they are
-    ratings. baseline: what a simple model reaches on `test`, in words. chunk: examples of `test` evaluated at once.
+    ratings. baseline: by name, what `test` is to be measured against. chunk: examples of `test` evaluated at once.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Task:
     steps_per_epoch: int | None = None
     test: Any = None
     metric: str | None = None
-    baseline: str = ""
+    baseline: dict[str, float] = field(default_factory=dict)
     chunk: int = 1000
 
 
