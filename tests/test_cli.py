@@ -325,7 +325,7 @@ def test_a_models_own_data_that_is_not_there(model, code, words, capsys):
 
 
 def test_a_preset_gives_way_to_what_is_asked_for():
-    assert (TrainConfig.of(model="gpt").steps, TrainConfig.of(model="gpt").batch_size) == (600, 16)
+    assert (TrainConfig.of(model="gpt").steps, TrainConfig.of(model="gpt").batch_size) == (600, 32)
     asked = TrainConfig.of(model="gpt", epochs=1, batch_size=8)
-    assert (asked.steps, asked.epochs, asked.batch_size, asked.lr) == (None, 1, 8, 2e-3)
+    assert (asked.steps, asked.epochs, asked.batch_size, asked.lr) == (None, 1, 8, 3e-3)
     assert TrainConfig.of(model="mine.py:f", lr=None) == TrainConfig("mine.py:f")

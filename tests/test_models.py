@@ -47,6 +47,7 @@ MODELS = {
 }
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_equal_those_of_jax(name):
     net, loss, batch, _ = MODELS[name]

@@ -44,7 +44,7 @@ def _with_channel(images: np.ndarray) -> np.ndarray:
 
 def _plays(config: TrainConfig) -> Task:
     """The next byte of eight plays, or of the text file config.data, by a small gpt."""
-    length = 128
+    length = 64
     try:
         text = data.text(config.data)
         batches, test = data.windows(text.train, length, config.batch_size), data.held_out_windows(text.validation, length)
@@ -52,7 +52,7 @@ def _plays(config: TrainConfig) -> Task:
         raise Problem(str(error)) from error
     V = len(text.vocabulary)
     bigram = data.bigram_loss(text.train, text.validation, V)
-    net = gpt(V, length, features=128, heads=4, blocks=4, unroll=True)
+    net = gpt(V, length, features=96, heads=4, blocks=3)
     return Task(config.model, net, None, batches, batches.steps_per_epoch, test, chunk=64, baseline={"bigram_loss": bigram})
 
 

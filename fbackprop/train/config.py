@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "convnet": {"epochs": 6, "lr": 2e-3},
     "resnet": {"epochs": 5, "lr": 3e-3},
     "lstm": {},
-    "gpt": {"steps": 600, "batch_size": 16, "lr": 2e-3},
+    "gpt": {"steps": 600, "batch_size": 32, "lr": 3e-3},
     "recommender": {"epochs": 12, "batch_size": 512, "lr": 1e-2},
 }
 
