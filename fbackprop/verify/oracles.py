@@ -175,17 +175,33 @@ class Oracles:
 
         The slopes of a smooth function approach each other as fast as the step shrinks; across a kink they do not.
         """
+        right, left, bent = self._slopes(evidence, evidence.v, element, leaf)
+        low, high = np.min([right, left]), np.max([right, left])
+        slack = 1e-3 * (high - low)
+        return bool(bent and low - slack <= got <= high + slack)
+
+    def shared(self, evidence: Evidence, rule: Array, elements: Array, leaf: int) -> bool:
+        """True when the elements moved together do not bend and the rule's slope there is another: a tie not shared out.
+
+        At a tie each winner bends by itself; what they get together is no convention.
+        """
+        together = np.zeros_like(evidence.v)
+        together[elements] = 1.0
+        right, left, bent = self._slopes(evidence, together, None, leaf)
+        got, size = float(np.sum(rule[elements])), float(np.max(np.abs([*right, *left])))
+        near = 1e-3 * size + 100 * evidence.rounding / KINK_STEPS[0]
+        return not bent and bool(abs(right[0] - left[0]) <= near < abs(got - (right[0] + left[0]) / 2))
+
+    def _slopes(self, evidence: Evidence, v: Array, element: int | None, leaf: int | None) -> tuple[Array, Array, bool]:
+        """The slopes to the right and to the left at every step, and whether they stay apart."""
         h = KINK_STEPS[:3] if leaf is None else KINK_STEPS  # an element is judged next to the kink only
         moves = Moves.none(1 + 2 * len(h))
         moves.index[:], moves.leaf[:] = element or 0, leaf or 0
         (moves.by if leaf is None else moves.along)[1:] = np.concatenate([h, -h])
-        values, _ = self.values(evidence.point, evidence.v, moves)
+        values, _ = self.values(evidence.point, v, moves)
         right, left = np.split(values[1:] - values[0], 2) / np.array([h, -h])
         gap = np.abs(right - left)
-        bent = np.any((gap[:-1] > 0.5 * gap[1:]) & (gap[:-1] > 100 * evidence.rounding / h[:-1]))
-        low, high = np.min([right, left]), np.max([right, left])
-        slack = 1e-3 * (high - low)
-        return bool(bent and low - slack <= got <= high + slack)
+        return right, left, bool(np.any((gap[:-1] > 0.5 * gap[1:]) & (gap[:-1] > 100 * evidence.rounding / h[:-1])))
 
     def tangents(self, point: Point, v: Array) -> tuple[Array | None, Array | None]:
         """<dy, J v_l> per leaf and the sum of its absolute terms; None where jax has no forward mode (a custom_vjp)."""

@@ -58,13 +58,13 @@ def verify_case(case: Case, draws: int = 0, seed: int = 0) -> Result:
         if case.verdict == "OK":
             _plant_all(result, oracles, point, params, x, rng)
         for _ in range(draws):
-            report = check_point(oracles, _fresh(case, params, size, rng), rng)
+            report = check_point(oracles, fresh(case, params, size, rng), rng)
             result.draws += 1
             result.alarms += [finding for finding in report.findings if finding.verdict == "WRONG"]
     return result
 
 
-def _fresh(case: Case, params: Tree, size: int, rng: np.random.Generator) -> Point:
+def fresh(case: Case, params: Tree, size: int, rng: np.random.Generator) -> Point:
     x = cast(case.x(rng), np.float64)
     trainable, state = split(params)
     redrawn = merge(draw(trainable, rng, always=True), state)

@@ -124,7 +124,8 @@ def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, le
     worst = max(found, key=lambda f: VERDICTS.index(f.verdict))
     if worst.verdict == "WRONG":
         bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
-        if all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number):
+        bent = all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number)
+        if bent and not (len(off) > 1 and oracles.shared(evidence, rule, off, number)):
             worst = replace(worst, verdict="KINK", hint=KINK_HINT)
     return worst
 

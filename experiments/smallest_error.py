@@ -1,0 +1,107 @@
+"""How small an error of a backward rule does the checker see, in each dtype?
+
+Command   python experiments/smallest_error.py [--every 1] [--seed 0] [--json FILE]
+Expected  one leaf multiplied by 1 + e is called WRONG: in float64 for every e of 1e-8 and more, whatever the leaf
+Time      about 8 minutes on one core; --every 11 under 60 s
+
+For every leaf of every case with the verdict OK: e is searched between 1e-16 and 1 by halving the range of its exponent. A
+leaf no larger than its own noise (a bias in front of a batch mean) or all zeros has no error to see and is left out. Exit
+code 1 when the expected result does not come out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from fbackprop.verify.cases import CASES, Case
+from fbackprop.verify.check import draw_params
+from fbackprop.verify.oracles import Oracles, Point
+from fbackprop.verify.subject import cast, layer_subject
+from fbackprop.verify.table import ALL_DTYPES
+from fbackprop.verify.verdict import SAFETY, judge, judge_narrow, judge_single
+
+NARROW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--every", type=int, default=1, help="every n-th case")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+
+    cases = [case for case in CASES if case.verdict == "OK" and "empty" not in case.note][:: options.every]
+    found: dict[str, list[tuple[float, str]]] = {dtype: [] for dtype in ALL_DTYPES}
+    with jax.enable_x64(True), np.errstate(all="ignore"):
+        for case in cases:
+            for dtype, leaf, error in smallest(case, options.seed):
+                found[dtype].append((error, f"{case.name} {leaf}"))
+    print(f"{'dtype':10}{'leaves':>8}{'best':>10}{'median':>10}{'worst':>10}")
+    result = {}
+    for dtype, errors in found.items():
+        values, worst = [error for error, _ in errors], max(errors)
+        row = {"best": min(values), "median": float(np.median(values)), "worst": worst[0]}
+        print(f"{dtype:10}{len(errors):8}" + "".join(f"{value:10.1e}" for value in row.values()), worst[1], sep="  ")
+        result[dtype] = {"leaves": len(errors), **{name: float(f"{value:.2g}") for name, value in row.items()}}
+    print(json.dumps({"cases": len(cases), **result, "jax": jax.__version__}))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(found, file, indent=1)
+    return 0 if result["float64"]["worst"] <= 1e-8 else 1
+
+
+def smallest(case: Case, seed: int) -> Iterator[tuple[str, str, float]]:
+    """(dtype, leaf, smallest error that is called WRONG) of every leaf of a case."""
+    rng = np.random.default_rng(seed)
+    x = cast(case.x(rng), np.float64)
+    subject, theta, fixed = layer_subject(case.layer, draw_params(case.layer, x, rng), x)
+    oracles = Oracles(subject, np.asarray(theta))
+    dy = rng.standard_normal(jax.eval_shape(subject.f, theta, fixed).size)
+    point = Point(np.asarray(theta), fixed, dy)
+    evidence = oracles.evidence(point, rng)
+    sizes = [np.max(np.abs(evidence.auto[leaf.slice]), initial=0.0) for leaf in subject.leaves]
+    for dtype in ALL_DTYPES:
+        right, judged = _judged(oracles, evidence, point, dtype, rng)
+
+        def seen(leaf: slice, error: float, right=right, judged=judged) -> bool:
+            wrong = right.astype(np.float64)
+            wrong[leaf] *= 1 + error
+            return any(finding.verdict == "WRONG" for finding in judged(wrong.astype(right.dtype)))
+
+        for number, leaf in enumerate(subject.leaves):
+            if sizes[number] > SAFETY * evidence.noise[number]:
+                yield dtype, leaf.path, bisected(partial(seen, leaf.slice))
+
+
+def _judged(oracles: Oracles, evidence, point: Point, dtype: str, rng: np.random.Generator) -> tuple[np.ndarray, Callable]:
+    """The right gradient in this dtype and `judged(gradient) -> findings`."""
+    if dtype == "float64":
+        return oracles.rule(point), lambda g: judge(oracles, evidence, g, "")
+    if dtype == "float32":
+        return oracles.rule(point.astype(np.float32)), lambda g: judge_single(oracles, evidence, g, "")
+    narrow = point.astype(NARROW[dtype])
+    auto, truth = oracles.auto(narrow, rng)[0], oracles.auto(narrow.astype(np.float64), rng)[0]
+    return oracles.rule(narrow), lambda g: judge_narrow(oracles, dtype, g, auto, truth, "")
+
+
+def bisected(seen: Callable[[float], bool]) -> float:
+    """The smallest error seen, between 1e-16 and 1; infinite where none is."""
+    low, high = -16.0, 0.0
+    if not seen(1.0):
+        return np.inf
+    while high - low > 0.02:
+        middle = (low + high) / 2
+        low, high = (low, middle) if seen(10.0**middle) else (middle, high)
+    return 10.0**high
+
+
+if __name__ == "__main__":
+    sys.exit(main())
