@@ -66,6 +66,7 @@ def temp_bytes(net, params, x):
     return step.lower(params, x).compile().memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("net", [
     chain(fan_out(dense(3), chain(dense(4), relu())), concat()),
     chain(fan_out(identity(), dense(5)), add(), dense(2)),
@@ -81,6 +82,7 @@ def test_compositions_equal_autodiff(net):
     assert_same_gradients(net, X, jnp.ones_like(y))
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("maker", [rnn, lstm, gru])
 @pytest.mark.parametrize("options", [{}, {"last": True}, {"reverse": True}, {"last": True, "reverse": True}], ids=str)
 def test_recurrent_nets_equal_autodiff(maker, options):
@@ -91,6 +93,7 @@ def test_recurrent_nets_equal_autodiff(maker, options):
     assert_same_gradients(net, x, jnp.ones_like(y))
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_truncation_equals_autodiff_of_the_cut_forward():
     x = jax.random.normal(jax.random.key(2), (2, 7, 4))
     for reverse in (False, True):

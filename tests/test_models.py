@@ -58,6 +58,7 @@ def test_gradients_equal_those_of_jax(name):
     assert all(float(n) > 0 for path, n in norms.items() if "norm" not in path)
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("name", MODELS)
 def test_predictions_and_the_loss_out_of_training(name):
     net, loss, batch, shape = MODELS[name]
@@ -94,6 +95,7 @@ def test_a_block_of_parts_takes_no_more_memory_than_one_fused_by_hand():
         assert temp_bytes(composed, x) <= 1.05 * temp_bytes(fused, x)
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_the_block_fused_by_hand_is_the_block_of_parts():
     features, heads = 8, 2
     x = jax.random.normal(KEY, (2, 6, features))
