@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fbackprop import (
     binary_cross_entropy_with_logits,
+    half_squared_error,
     huber,
     inference,
     linear_cross_entropy,
@@ -135,11 +136,14 @@ def test_pytorch_has_the_same_huber(delta):
 
 
 @pytest.mark.peers
-def test_pytorch_has_the_same_binary_cross_entropy():
+@pytest.mark.parametrize(("loss", "name", "share"), [
+    (binary_cross_entropy_with_logits(), "binary_cross_entropy_with_logits", 1), (mse(), "mse_loss", 1),
+    (half_squared_error(), "mse_loss", LOGITS.size / 2)], ids=lambda value: getattr(value, "name", ""))
+def test_pytorch_has_the_same_loss(loss, name, share):
     torch = pytest.importorskip("torch")
-    value, _, (dy, dtarget) = wide_run(binary_cross_entropy_with_logits(), (), (5 * LOGITS, SHARES), 3.0)
+    value, _, (dy, dtarget) = wide_run(loss, (), (5 * LOGITS, SHARES), 3.0)
     a, b = torch.tensor(5 * LOGITS, requires_grad=True), torch.tensor(SHARES, requires_grad=True)
-    wanted = torch.nn.functional.binary_cross_entropy_with_logits(a, b)
+    wanted = share * getattr(torch.nn.functional, name)(a, b)
     (3 * wanted).backward()
     close(value, wanted.item())
     close(dy, a.grad.numpy())
