@@ -684,10 +684,9 @@ def test_every_planted_bug_is_caught(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_the_whole_table_at_other_seeds(case, seed):
-    result = verify_case(case, draws=0 if "empty" in case.note or case.verdict != "OK" else 100, seed=seed)
+def test_the_whole_table_at_another_seed(case):
+    result = verify_case(case, draws=0 if "empty" in case.note or case.verdict != "OK" else 30, seed=1)
     assert result.report.verdict == case.verdict
     assert result.missed == []
     assert [str(alarm) for alarm in result.alarms] == []
