@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ..dtypes import is_floating, wide
@@ -122,8 +123,8 @@ def _checked(batch: Any, class_weights: Any, ignore_index: int | None) -> tuple[
         expect_floating(logits=logits, weights=weights)
         expect(weights.shape == logits.shape[:-1], "weights", f"one a row, of shape {logits.shape[:-1]}", weights)
     if class_weights is not None:
-        expect(jnp.shape(class_weights) == logits.shape[-1:], "class_weights", f"one a class, of shape {logits.shape[-1:]}",
-               f"shape {jnp.shape(class_weights)}")
+        expect(np.shape(class_weights) == logits.shape[-1:], "class_weights", f"one a class, of shape {logits.shape[-1:]}",
+               f"shape {np.shape(class_weights)}")
     return logits, target, rest[0] if rest else None
 
 
