@@ -28,7 +28,7 @@ CASES: tuple[Case, ...] = (
     Case("concat", branch.concat(0), several((2, 5), (3, 5))),
     Case("dot", branch.dot(), several((2, 3, 5), (2, 3, 5))),
     Case("dot", compose.chain(branch.fan_out(dense.dense(3), elementwise.identity()), branch.dot()), normal(2, 3)),
-    Case("identity", branch.parallel(dense.dense(3), elementwise.identity()),
+    Case("identity", compose.chain(branch.parallel(dense.dense(3), elementwise.identity())),
          lambda rng: (rng.standard_normal((2, 5)), rng.integers(0, 2, (2, 7)).astype(bool)), "beside a mask"),
     Case("repeat", repeat.repeat(_block, 3), normal(2, 5)),
     Case("repeat", repeat.repeat(compose.skip(_block), 2, unroll=True), normal(3, 5), "unrolled"),
