@@ -89,7 +89,8 @@ def _judged(oracles: Oracles, evidence, point: Point, dtype: str, rng: np.random
         return oracles.rule(point.astype(np.float32)), lambda g: judge_single(oracles, evidence, g, "")
     narrow = point.astype(NARROW[dtype])
     auto, truth = oracles.auto(narrow, rng)[0], oracles.auto(narrow.astype(np.float64), rng)[0]
-    return oracles.rule(narrow), lambda g: judge_narrow(oracles, dtype, g, auto, truth, "")
+    own = oracles.own_error(narrow, rng)
+    return oracles.rule(narrow), lambda g: judge_narrow(oracles, dtype, g, auto, truth, own, "")
 
 
 def bisected(seen: Callable[[float], bool]) -> float:

@@ -107,7 +107,8 @@ def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes
             narrow = point.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
             auto, _, _ = oracles.auto(narrow, rng)
             truth, _, _ = oracles.auto(narrow.astype(np.float64), rng)
-            found += judge_narrow(oracles, dtype, oracles.rule(narrow), auto, truth, name)
+            own = oracles.own_error(narrow, np.random.default_rng(0))
+            found += judge_narrow(oracles, dtype, oracles.rule(narrow), auto, truth, own, name)
     return Report(tuple(found))
 
 

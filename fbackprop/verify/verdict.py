@@ -185,16 +185,19 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
     return found
 
 
-def judge_narrow(oracles: Oracles, dtype: str, rule: Any, auto: Any, truth: Any, layer: str) -> list[Finding]:
-    """One finding per leaf in bfloat16 or float16: at most twice jax.grad's own error against float64, or 2 ulp."""
+def judge_narrow(oracles: Oracles, dtype: str, rule: Any, auto: Any, truth: Any, own: Any, layer: str) -> list[Finding]:
+    """One finding per leaf in bfloat16 or float16: at most twice jax.grad's error against float64, or 2 ulp.
+
+    own: that error, per leaf, at other cotangents.
+    """
     found = []
-    for leaf in oracles.subject.leaves:
+    for leaf, error in zip(oracles.subject.leaves, own):
         if leaf.start == leaf.stop:
             continue
         expected = truth[leaf.slice]
         scale = _largest(expected)
         ulp = float(ml_dtypes.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(scale or 1.0))
-        bound = max(2 * float(np.max(np.abs(auto[leaf.slice].astype(np.float64) - expected))), 2 * ulp)
+        bound = max(2 * float(error), 2 * float(np.max(np.abs(auto[leaf.slice].astype(np.float64) - expected))), 2 * ulp)
         base = Finding("OK", layer, leaf.path, "", dtype, scale=scale)
         where = np.arange(leaf.start, leaf.stop)
         found.append(_compare(base, leaf, "float64", rule[leaf.slice].astype(np.float64), expected, bound, where)[0])
