@@ -14,10 +14,10 @@ from fbackprop.verify.subject import cast, layer_subject
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
-SOME = [case for case in CASES if case.verdict == "OK" and "empty" not in case.note]
+WITH_NUMBERS = [case for case in CASES if case.verdict == "OK" and not ("empty" in case.note or "no channels" in case.note)]
 
 
-@pytest.mark.parametrize("case", SOME, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", WITH_NUMBERS, ids=lambda case: case.name)
 def test_a_rule_goes_through_the_transformations(case):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
@@ -26,8 +26,6 @@ def test_a_rule_goes_through_the_transformations(case):
         subject, theta, fixed = layer_subject(case.layer, params, x)
         in_theirs = as_custom_vjp(case.layer)
         borrowed = layer_subject(replace(case.layer, forward=lambda p, x: (in_theirs(p, x), ())), params, x)[0]
-        if not theta.size:
-            pytest.skip("nothing to differentiate in")
         size = jax.eval_shape(subject.f, theta, fixed).size
         dys, thetas = rng.standard_normal((2, size)), theta + 1e-3 * rng.standard_normal((2, theta.size))
         u, v = rng.standard_normal((2, theta.size))
