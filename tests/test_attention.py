@@ -14,11 +14,8 @@ from hypothesis import strategies as st
 
 from fbackprop import attention, predict, vjp
 from fbackprop.verify.cases.attention import CASES, _Plain
+from fbackprop.verify.oracles import quick_jit as jit
 from fbackprop.verify.table import verify_case
-
-# programs that run once: compiled faster, into slower code
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
 
 
 def normal(*shape, seed=0, dtype=np.float32):

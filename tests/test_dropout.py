@@ -11,10 +11,7 @@ import optax
 import pytest
 
 from fbackprop import Next, State, chain, dense, dropout, inference, make_step, merge, mse, predict, split, value_and_grad, vjp
-
-# programs that run once: compiled faster, into slower code
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+from fbackprop.verify.oracles import quick_jit as jit
 
 KEY = jax.random.key(0)
 ONES = np.ones((50, 40), np.float32)

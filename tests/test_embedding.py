@@ -12,10 +12,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fbackprop import chain, embedding, learned_positions, mse, predict, rotary, value_and_grad, vjp
-
-# programs that run once: compiled faster, into slower code
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+from fbackprop.verify.oracles import quick_jit as jit
 
 KEY = jax.random.key(0)
 TOKENS = np.int32([[2, 0, 2], [4, 2, 0]])

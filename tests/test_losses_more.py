@@ -21,10 +21,7 @@ from fbackprop import (
     softmax_cross_entropy,
     vjp,
 )
-
-# programs that run once: compiled faster, into slower code
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+from fbackprop.verify.oracles import quick_jit as jit
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.standard_normal((7, 5))

@@ -29,10 +29,7 @@ from fbackprop import (
     value_and_grad,
     vjp,
 )
-
-# programs that run once: compiled faster, into slower code
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-jit = partial(jax.jit, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+from fbackprop.verify.oracles import quick_jit as jit
 
 KEY = jax.random.key(0)
 LAYERS = {"layer": layer_norm(), "rms": rms_norm(), "group": group_norm(2), "batch": batch_norm()}

@@ -26,7 +26,7 @@ class Options(TrainConfig):
     """Train a model by the hand-written reverse chain and measure its gradients against jax.grad's as it learns."""
 
     model: Positional[str]
-    batch_size: int | None = None  # type: ignore[assignment]  # None: the model's own
+    batch_size: int | None = None  # type: ignore[assignment]  # not given: the model's own holds
     """Examples a step (50 unless the model has its own)."""
     lr: float | None = None  # type: ignore[assignment]
     """Adam's learning rate at the start (0.003 unless the model has its own); it falls to 0 along a cosine."""

@@ -66,9 +66,9 @@ if jax.__version_info__ < (0, 11):  # later XLA has no others
     QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
-def quick_jit(fn: Callable) -> Callable:
+def quick_jit(fn: Callable, **options: Any) -> Callable:
     """`jax.jit` for a program that runs a few times: on a CPU compiled in half the time, into slower code."""
-    return jax.jit(fn, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+    return jax.jit(fn, compiler_options=QUICK if jax.default_backend() == "cpu" else None, **options)
 
 
 def _wide(a: Array) -> Array:
