@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..problem import Problem
 
@@ -36,7 +36,31 @@ class TrainConfig:
     batch_size: int = 50
     """Examples a step."""
     lr: float = 3e-3
-    """Adam's learning rate at the start; it falls to 0 along a cosine."""
+    """The highest learning rate."""
+    optimizer: Literal["adam", "adamw", "sgd", "momentum", "rmsprop", "lion"] = "adam"
+    """optax's rule for the update."""
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
+    """How the rate falls: not at all, to 0 along a cosine or a line, to a hundredth."""
+    warmup: int = 0
+    """Steps over which the rate first rises from 0."""
+    weight_decay: float | None = None
+    """Of adamw and lion, times the rate."""
+    clip: str | None = None
+    """KIND:X: value:X each number, norm:X the whole gradient, layer:X each layer's, adaptive:X relative to the weights."""
+    accumulate: int = 1
+    """Parts a batch is cut into, one after the other: the same gradient in less memory."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """What layers compute in; weights stay float32, and float16 has its loss scaled."""
+    devices: int = 1
+    """Over how many devices a batch is shared."""
+    on_nonfinite: Literal["halt", "skip", "restore"] = "halt"
+    """At a step whose loss or gradient is not finite: stop, leave the step out, or go back to a checkpoint and leave it out."""
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next (an epoch, or a tenth of the run, unless given)."""
+    keep: int = 3
+    """How many checkpoints are kept."""
+    watch_every: int = 50
+    """Steps from one look at every layer to the next; 0: never."""
     backward: Literal["manual", "auto"] = "manual"
     """The hand-written reverse chain, or jax.value_and_grad of the same forward."""
     data: str | None = None
@@ -53,14 +77,40 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
-        for name in ("steps", "epochs", "batch_size"):
+        for name in ("steps", "epochs", "batch_size", "accumulate", "devices", "checkpoint_every", "keep"):
             _at_least(name, getattr(self, name), 1)
+        for name in ("warmup", "watch_every"):
+            _at_least(name, getattr(self, name), 0)
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise Problem(f"lr: expected a finite number above 0, got {self.lr}. 0.003 is the default")
-        if self.backward not in ("manual", "auto"):
-            raise Problem(f"backward: expected manual or auto, got {self.backward!r}")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise Problem(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if self.weight_decay is not None:
+            if self.optimizer not in DECAYING:
+                raise Problem(f"weight_decay: expected one of {', '.join(DECAYING)} as the optimizer, got {self.optimizer}")
+            if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+                raise Problem(f"weight_decay: expected a finite number of at least 0, got {self.weight_decay}")
+        _check_clip(self.clip)
         if self.steps is not None and self.epochs is not None:
             raise Problem("steps and epochs: expected one of them, got both. Leave one out")
+
+
+CHOICES = {name: get_args(hint) for name, hint in get_type_hints(TrainConfig).items() if get_origin(hint) is Literal}
+DECAYING = ("adamw", "lion")
+CLIPPED = ("value", "norm", "layer", "adaptive")
+
+
+def _check_clip(clip: str | None) -> None:
+    if clip is None:
+        return
+    kind, _, bound = clip.partition(":")
+    try:
+        ok = kind in CLIPPED and math.isfinite(float(bound)) and float(bound) > 0
+    except ValueError:
+        ok = False
+    if not ok:
+        raise Problem(f"clip: expected KIND:X with KIND {', '.join(CLIPPED)} and X above 0, for example norm:1.0, got {clip!r}")
 
 
 def _at_least(name: str, value: int | None, least: int) -> None:

@@ -1,0 +1,180 @@
+"""One checkpoint, one file: every leaf of a run with its SHA-256, sealed as a whole; half a file or a flipped bit is never read.
+
+A file is an ordinary .npz (`numpy.load` opens it): `header`, JSON as bytes, and one array a leaf under its path, such as
+`params/1/w`. Its zip comment, the last bytes, is the SHA-256 of all before them: zip's own CRC does not cover names and dates.
+bfloat16 and its like are stored as unsigned integers of their size, typed keys as their data: npz knows neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..layer import Tree, named_leaves
+from ..problem import FileProblem, Problem
+
+FORMAT = 1
+SEAL, DIGITS = b"sha256 ", 64  # the zip comment: these bytes, then the digest of all before it in hexadecimal
+
+
+class Damaged(FileProblem):
+    """A checkpoint that is not, byte for byte, what was written."""
+
+
+class Stored(NamedTuple):
+    """A leaf as it lies in the file, and the dtype it has in memory."""
+
+    array: np.ndarray
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.array.shape))}]"
+
+
+def snapshot(tree: Tree) -> dict[str, Stored]:
+    """Every leaf by its path, copied to the host: the device's own buffers may be given away to the next step."""
+    leaves: dict[str, Stored] = {}
+    for path, leaf in named_leaves(tree):
+        if leaf is not None:
+            if path in leaves:
+                raise Problem(f"checkpoint: expected every leaf to have a path of its own, two are {path}. Rename one")
+            leaves[path] = _stored(leaf)
+    return leaves
+
+
+def write(path: Path, leaves: dict[str, Stored], facts: dict[str, Any]) -> None:
+    """Writes a `snapshot` and `facts` (JSON) to `path`: all of it or nothing, durable when this returns.
+
+    Raises OSError; what was at `path` before is then still there, and nothing beside it.
+    """
+    table = {name: {"shape": [*leaf.array.shape], "dtype": leaf.dtype, "sha256": _sha256(leaf.array)}
+             for name, leaf in leaves.items()}
+    about = {"format": FORMAT, **facts, "versions": {name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")},
+             "backend": jax.default_backend(), "leaves": table}
+    header = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w+b") as file:
+            np.savez(file, header=header, **{name: leaf.array for name, leaf in leaves.items()})
+            _seal(file)
+            file.flush()
+            os.fsync(file.fileno())
+        for _ in _verified(temporary):  # as it reads back, a leaf at a time
+            pass
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """`(header, leaves)`, every byte verified. Raises Damaged, which names the file and what is wrong with it."""
+    header, *leaves = _verified(path)
+    return header, dict(leaves)
+
+
+def _verified(path: Path) -> Iterator[Any]:
+    """The header, then a pair (name, Stored) at a time, each verified before it is given."""
+    try:
+        _check_seal(path)
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(file["header"].tobytes())
+            if header["format"] != FORMAT:
+                raise Problem(f"{path}: expected format {FORMAT}, got {header['format']}: another version wrote it")
+            yield header
+            for name, leaf in header["leaves"].items():
+                stored = Stored(file[name], leaf["dtype"])
+                if _sha256(stored.array) != leaf["sha256"]:
+                    raise ValueError(f"leaf {name} is not what its SHA-256 says")
+                yield name, stored
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise Damaged(f"{path}: expected a whole checkpoint, got a damaged one: {error}") from error
+
+
+def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
+    """`(tree, header)`: the leaves of the file in the structure of `like`, bit for bit.
+
+    Raises Damaged, or Problem where a leaf is missing, one too many, or of another shape or dtype: its path, expected and found.
+    """
+    header, leaves = read(path)
+    wanted = snapshot(like)
+    for name in {**wanted, **leaves}:
+        expected, found = (str(side.get(name, "none")) for side in (wanted, leaves))
+        if expected != found:
+            x64 = re.sub("32|64", "", expected) == re.sub("32|64", "", found)
+            hint = "JAX_ENABLE_X64 was another" if x64 else "The checkpoint is of another network or optimizer"
+            raise Problem(f"{path}: leaf {name}: expected {expected}, found {found}. {hint}")
+    return jax.tree.unflatten(jax.tree.structure(like), [_loaded(leaves[name]) for name in wanted]), header
+
+
+def _stored(leaf: Any) -> Stored:
+    if isinstance(leaf, (bool, int, float)):
+        return Stored(np.asarray(leaf), f"python {type(leaf).__name__}")
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return Stored(np.array(jax.random.key_data(leaf)), f"key {jax.random.key_impl(leaf)}")
+    array = np.array(leaf, copy=True)
+    if array.dtype.kind in "biufc":
+        return Stored(array, array.dtype.name)
+    return Stored(array.view(f"u{array.dtype.itemsize}"), array.dtype.name)
+
+
+def _loaded(leaf: Stored) -> Any:
+    kind, _, name = leaf.dtype.partition(" ")
+    if kind == "python":
+        return leaf.array.item()
+    if kind == "key":
+        return jax.random.wrap_key_data(jnp.asarray(leaf.array), impl=name)
+    return jnp.asarray(leaf.array.view(jnp.dtype(kind)))
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+
+
+def _seal(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = SEAL + b"0" * DIGITS
+    end = file.seek(-DIGITS, os.SEEK_END)
+    digest = _digest(file, end)
+    file.seek(end)
+    file.write(digest)
+
+
+def _check_seal(path: Path) -> None:
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < len(SEAL) + DIGITS:
+            raise ValueError(f"{size} bytes are too few")
+        digest = _digest(file, size - DIGITS)
+        if file.read() != digest:
+            raise ValueError("its SHA-256 is another")
+
+
+def _digest(file: BinaryIO, end: int) -> bytes:
+    """Of the first `end` bytes; the file is left there."""
+    file.seek(0)
+    sha, block = hashlib.sha256(), 1 << 20
+    for start in range(0, end, block):
+        sha.update(file.read(min(block, end - start)))
+    return sha.hexdigest().encode()
+
+
+def _sync(directory: Path) -> None:
+    """The new name in `directory` survives a power cut too; Windows has nothing to ask for that."""
+    if os.name == "posix":
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
