@@ -30,6 +30,8 @@ _HOME = {
     "layers.recurrent": "recurrent rnn_cell lstm_cell gru_cell rnn lstm gru",
     "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy"
               " batch_size token_weight",
+    "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
+    "rewrite.precision": "Precision PRECISIONS with_precision",
     "rewrite.tap": "tap",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
     "models.mlp": "mlp",
@@ -40,6 +42,7 @@ _HOME = {
     "models.recommender": "recommender",
     "train.step": "make_step update",
     "train.accumulate": "accumulate microbatches",
+    "train.scaling": "LossScale adjust unscale all_finite",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)

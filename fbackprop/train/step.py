@@ -17,7 +17,7 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[Tree, Any, Any], tuple[Tree, Any, Metrics]]
 
 
-def _updates(tx: Any, params: Tree, grads: Tree, opt_state: Any, extra: dict[str, Any]) -> tuple[Tree, Tree, Any]:
+def updated(tx: Any, params: Tree, grads: Tree, opt_state: Any, extra: dict[str, Any]) -> tuple[Tree, Tree, Any]:
     (trainable, _), (gradients, successors) = split(params), split(grads)
     tx = optax.with_extra_args_support(tx)
     updates, opt_state = tx.update(gradients, opt_state, trainable, **extra)
@@ -30,7 +30,7 @@ def update(tx: Any, params: Tree, grads: Tree, opt_state: Any, **extra: Any) -> 
     `opt_state = tx.init(split(params)[0])`. `extra` is what a transformation asks for by name, as optax calls it:
     value, grad, value_fn. Transformations that want none of it get none.
     """
-    params, opt_state, _ = _updates(tx, params, grads, opt_state, extra)
+    params, opt_state, _ = updated(tx, params, grads, opt_state, extra)
     return params, opt_state
 
 
@@ -49,7 +49,7 @@ def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, A
         extra: dict[str, Any] = {"value": value, "grad": gradients}
         if value_fn is not None:
             extra["value_fn"] = lambda trainable: value_fn(merge(trainable, state), batch)
-        params, opt_state, updates = _updates(tx, params, grads, opt_state, extra)
+        params, opt_state, updates = updated(tx, params, grads, opt_state, extra)
         norms = {"grad_norm": gradients, "update_norm": updates, "param_norm": split(params)[0]}
         return params, opt_state, {"loss": value, **{name: optax.tree.norm(tree) for name, tree in norms.items()}}
 
@@ -57,12 +57,12 @@ def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, A
 
     @wraps(jitted)
     def run(params: Tree, opt_state: Any, batch: Any) -> tuple[Tree, Any, Metrics]:
-        return jitted(*_apart((params, opt_state)), batch)
+        return jitted(*apart((params, opt_state)), batch)
 
     return run
 
 
-def _apart(tree: Any) -> Any:
+def apart(tree: Any) -> Any:
     """No buffer in two leaves: several optimizers begin with one array in two places, and a buffer is donated only once."""
     leaves, treedef = jax.tree.flatten(tree)
     seen: set[int] = set()

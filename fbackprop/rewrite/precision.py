@@ -1,0 +1,136 @@
+"""precision: the network computed in a narrow dtype, its weights kept and stepped in a wide one (Micikevicius et al. 2018).
+
+Every layer without parts is put between two casts: params and x are rounded to `compute` as it uses them, dparams and dx
+return in the dtypes params and x came in. A cast is linear, so its cotangent is the cast back: that is all the backward adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..compose import map_layers_with_path
+from ..dtypes import is_floating
+from ..errors import expect
+from ..layer import Layer, Static, Tree, is_carried
+
+Cast = Callable[[Tree], Tree]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Dtypes: of the weights the optimizer steps, of what the layers compute, of what the network returns.
+
+    Raises ValueError for a dtype that is not floating.
+    """
+
+    params: Any
+    compute: Any
+    output: Any
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            dtype = jnp.dtype(getattr(self, field.name))
+            expect(jnp.issubdtype(dtype, jnp.floating), f"Precision {field.name}", "a floating dtype", str(dtype))
+            object.__setattr__(self, field.name, dtype)
+
+
+PRECISIONS = {name: Precision("float32", name, "float32") for name in ("float32", "bfloat16", "float16")}
+
+
+def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> Layer:
+    """`net` computing in `policy.compute`; its params have the structure they had, in `policy.params`, by the same init.
+
+    Integers and State are never cast. A layer that widens, as a loss does for its value, still does. Layers whose path matches
+    a glob of `keep`, and all below them, compute in `policy.params`: x is cast on the way in, y (a scalar excepted) on the way
+    out. Twins out of training follow. Raises TypeError for a policy that is none, ValueError for a glob that matches nothing.
+    """
+    expect(isinstance(policy, Precision), "policy", "a Precision", repr(policy),
+           f"PRECISIONS has those with a name: {', '.join(PRECISIONS)}", TypeError)
+    expect(not isinstance(keep, str), "keep", "globs of layer paths, as (\"4\", \"2/*\")", repr(keep), error=TypeError)
+    seen: list[str] = []
+
+    def kept(path: str) -> bool:
+        return any(fnmatchcase(path, glob) for glob in keep)
+
+    def rewritten(path: str, layer: Layer) -> Layer:
+        if layer.wraps:
+            return layer  # what it wraps has the same path
+        seen.append(path)
+        if any(map(kept, _above(path))):
+            return layer
+        wide, narrow = partial(_cast, policy.params), partial(_cast, policy.compute)
+        if kept(path):
+            return _between(layer, wide, wide, partial(_cast, policy.compute, scalars=False), wide)
+        return layer if layer.parts else _between(layer, narrow, narrow, _same, wide)
+
+    inside = map_layers_with_path(net, rewritten)
+    for glob in keep:
+        expect(any(fnmatchcase(path, glob) for path in seen), f"keep {glob!r}", f"a match among the layer paths {sorted(seen)}",
+               "none")
+    narrow = partial(_cast, policy.compute)
+    return _between(inside, _same, narrow, partial(_cast, policy.output), narrow)
+
+
+def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cast) -> Layer:
+    """`layer` between casts; at_init: of the x that init is shown, which decides in which dtype it draws.
+
+    A wrapper, so that a rule or a tap that is put in later meets the layer itself, with the residuals it knows.
+    """
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        params = layer.init(key, jax.eval_shape(at_init, x))
+        return params if of_params is _same else at_init(params)  # an embedding sees no floating x to take a dtype from
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        y, residuals = layer.forward(of_params(params), of_x(x))
+        return of_y(y), (residuals, _dtypes(x), _dtypes(y))
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        residuals, dtypes_of_x, dtypes_of_y = residuals
+        dparams, dx = layer.backward(of_params(params), residuals, _returned(dy, dtypes_of_y))
+        return _like(dparams, params), _returned(dx, dtypes_of_x)
+
+    return replace(layer, init=init, forward=forward, backward=backward, inference=None, parts=(layer,), wraps=True,
+                   rebuild=lambda parts: _between(parts[0], of_params, of_x, of_y, at_init))
+
+
+def _above(path: str) -> list[str]:
+    """The paths of all layers around the one at `path`: of 2/0/1 the root, 2 and 2/0."""
+    steps = path.split("/") if path else []
+    return ["/".join(steps[:count]) for count in range(len(steps))]
+
+
+def _same(tree: Tree) -> Tree:
+    return tree
+
+
+def _cast(dtype: Any, tree: Tree, scalars: bool = True) -> Tree:
+    """Floating leaves in `dtype`, State as it is. A leaf of that dtype stays the same object: it is then kept but once."""
+    def one(leaf: Any) -> Any:
+        if is_carried(leaf) or not is_floating(leaf) or jnp.result_type(leaf) == dtype or not (scalars or jnp.ndim(leaf)):
+            return leaf
+        return jnp.asarray(leaf, dtype)
+
+    return jax.tree.map(one, tree, is_leaf=is_carried)
+
+
+def _dtypes(tree: Tree) -> Static:
+    """Of its floating leaves: those that have a cotangent."""
+    return Static(tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)))
+
+
+def _returned(cotangents: Tree, dtypes: Static) -> Tree:
+    leaves, treedef = jax.tree.flatten(cotangents)
+    return jax.tree.unflatten(treedef, [leaf.astype(dtype) for leaf, dtype in zip(leaves, dtypes.value, strict=True)])
+
+
+def _like(dparams: Tree, params: Tree) -> Tree:
+    stop = lambda node: node is None or is_carried(node)
+    return jax.tree.map(lambda d, p: d if stop(d) else d.astype(p.dtype), dparams, params, is_leaf=stop)

@@ -1,0 +1,92 @@
+"""Training: everything a step changes, and the step that changes it only where the numbers are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ..compose import ValueAndGrad
+from ..dtypes import is_floating
+from ..layer import Tree, paths, split
+from .scaling import LossScale, adjust, unscale
+from .step import Metrics, apart, updated
+
+NORMS = ("grad_norm", "update_norm", "param_norm")
+
+
+class Guard(NamedTuple):
+    """halted: a step was not finite and none may follow; skipped: steps left out in a row; scale: of the loss, in float16."""
+
+    halted: Any
+    skipped: Any
+    scale: LossScale | None
+
+
+class Training(NamedTuple):
+    """A pytree of all that a run has learned: what a checkpoint holds."""
+
+    params: Tree
+    opt_state: Any
+    guard: Guard
+
+
+def begin(params: Tree, tx: Any, scaled: bool = False) -> Training:
+    """The Training before its first step. scaled: the loss is multiplied by a power of two, for float16."""
+    scale = jax.tree.map(jnp.asarray, LossScale()) if scaled else None
+    return Training(params, tx.init(split(params)[0]), Guard(jnp.bool_(False), jnp.int32(0), scale))
+
+
+def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False) -> Callable:
+    """`step(training, batch) -> (training, metrics)`, jitted; the old training is donated.
+
+    A step whose loss, gradient, params or State would not be finite changes nothing but the guard, and no step after it does
+    either unless `skip`. Where the loss is finite and only the scaled gradients are not, the scale was too high: it is halved,
+    and the next step counts again.
+    metrics: those of `make_step`; finite, overflow (of the scale), halted; layers (3, L), the NORMS of each of `trained_layers`.
+    """
+
+    def step(training: Training, batch: Any) -> tuple[Training, Metrics]:
+        params, opt_state, (halted, skipped, scale) = training
+        value, grads = value_and_grad(params, batch, 1.0 if scale is None else scale.scale)
+        grads = grads if scale is None else unscale(grads, scale)
+        gradients = split(grads)[0]
+        stepped, stepped_opt, updates = updated(tx, params, grads, opt_state, {"value": value, "grad": gradients})
+        trained, state = split(stepped)
+        layers = jnp.stack([_layer_norms(tree) for tree in (gradients, updates, trained)])
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(layers))
+        for leaf in filter(is_floating, jax.tree.leaves(state)):
+            finite &= jnp.all(jnp.isfinite(leaf))
+        overflow = jnp.bool_(False) if scale is None else ~finite & jnp.isfinite(value) & (scale.scale > 1)
+        halted |= ~finite & ~overflow & (not skip)
+        counts = finite & ~halted
+        kept = jax.tree.map(lambda new, old: jnp.where(counts, new, old), (stepped, stepped_opt), (params, opt_state))
+        guard = Guard(halted, jnp.where(finite, 0, skipped + 1), None if scale is None else adjust(scale, finite))
+        flags = {"finite": finite, "overflow": overflow, "halted": halted}
+        totals = dict(zip(NORMS, jnp.linalg.norm(layers, axis=1)))
+        return Training(*kept, guard), {"loss": value, **totals, **flags, "layers": layers}
+
+    jitted = jax.jit(step, donate_argnums=0)
+    return lambda training, batch: jitted(apart(training), batch)
+
+
+def trained_layers(params: Tree) -> list[str]:
+    """The paths of the layers that have something to train, in the order of `layers` in the metrics."""
+    return list(_by_layer(split(params)[0]))
+
+
+def _by_layer(tree: Tree) -> dict[str, list[jax.Array]]:
+    layers: dict[str, list[jax.Array]] = {}
+    for path, leaf in paths(tree).items():
+        if is_floating(leaf):
+            layers.setdefault(path.rpartition("/")[0], []).append(leaf)
+    return layers
+
+
+def _layer_norms(tree: Tree) -> jax.Array:
+    """(L,), float32."""
+    norms = [optax.tree.norm(leaves) for leaves in _by_layer(tree).values()]
+    return jnp.stack(norms).astype(jnp.float32) if norms else jnp.zeros(0)
