@@ -129,12 +129,12 @@ def paths(tree: Tree) -> dict[str, Any]:
     return {path: leaf for path, leaf in named_leaves(tree) if leaf is not None}
 
 
-def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
-    """(path, leaf) of every leaf and, with None for a leaf, of every empty place."""
+def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] = lambda n: n is None) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf and, with None for a leaf, of every empty place; or of what `is_leaf` stops at."""
     def name(key: Any) -> str:
         return str(next(getattr(key, field) for field in ("key", "idx", "name") if hasattr(key, field)))
 
-    leaves = tree_util.tree_leaves_with_path(tree, is_leaf=lambda n: n is None)
+    leaves = tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return [("/".join(name(key) for key in keys if not isinstance(key, _Hidden)), leaf) for keys, leaf in leaves]
 
 

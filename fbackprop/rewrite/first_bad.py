@@ -1,0 +1,57 @@
+"""first_bad: where in a pass the first number that is not finite was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from ..dtypes import is_floating
+from ..layer import Tree, paths
+from .watch import Reading, turn
+
+
+class Origin(NamedTuple):
+    """side: "batch", "params", "residual" (the forward: y or what is kept), "dy", "dx" or "dparams"; path: of the layer, "loss",
+    of the leaf in params or in the batch."""
+
+    path: str
+    side: str
+
+    def __str__(self) -> str:
+        if self.side in ("batch", "params"):
+            return f"{self.side} {self.path}".rstrip()
+        return f"{self.side} of {'the loss' if self.path == 'loss' else f'layer {self.path}'}"
+
+
+def first_bad(readings: Mapping[str, Reading], params: Tree = None, batch: Any = None, value: Any = None) -> Origin | None:
+    """Where it began, in order of execution, or None when all is finite: batch, params, forward, loss, backward.
+
+    What is not given is not looked at. "dy" of the loss: it hands a bad cotangent to a net whose forward was finite; "dy" of a
+    layer: a sum of cotangents on the way to it overflowed. Of a layer whose dx and dparams are both bad, dx is named.
+    """
+    for side, tree in (("batch", batch), ("params", params)):
+        for path, leaf in paths(tree).items():
+            if is_floating(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+                return Origin(path, side)
+    order = sorted(readings, key=turn)
+    for path in order:
+        if readings[path].nonfinite_residuals or readings[path].y.nonfinite:
+            return Origin(path, "residual")
+    if value is not None and not np.isfinite(value):
+        return Origin("loss", "residual")
+    return _in_backward(readings, order)
+
+
+def _in_backward(readings: Mapping[str, Reading], order: list[str]) -> Origin | None:
+    for path in reversed(order):
+        seen = readings[path]
+        if seen.dy.nonfinite:
+            return Origin("loss" if path == order[-1] else path, "dy")
+        if seen.nonfinite_dx:
+            return Origin(path, "dx")
+        if seen.dparams.nonfinite:
+            return Origin(path, "dparams")
+    return None

@@ -1,0 +1,97 @@
+"""record: a layer writes down, in the Next of a State of its own, what its backward sees; activation_gradients reads dy.
+
+State is the one way out of a scan, a checkpoint or a tie that every combinator already keeps open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import tree_util
+
+from ..compose import objective, replace_rules, value_and_grad
+from ..errors import expect
+from ..layer import Layer, Next, State, Tree, Wrapped, graft, named_leaves
+
+
+@tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class Record:
+    """What was written down at a layer. Everything but `value` is part of the tree's structure.
+
+    kind: who wrote it. layer: its name. axes: for each leading axis that a `repeat` put in front of `value`, the place in the
+    layer's path of the component that is repeated.
+    """
+
+    value: Tree
+    kind: str
+    layer: str
+    axes: tuple[int, ...] = ()
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Tree]], tuple[str, str, tuple[int, ...]]]:
+        return ((tree_util.DictKey(f"recorded {self.kind}"), self.value),), (self.kind, self.layer, self.axes)
+
+    @classmethod
+    def tree_unflatten(cls, aux: tuple[str, str, tuple[int, ...]], children: tuple[Tree]) -> Record:
+        return cls(*children, *aux)
+
+
+Note = Callable[[Any], Tree]  # y -> what is kept of it for the backward
+Read = Callable[[Tree, Any, Any, Tree, Any], Tree]  # (note, residuals, dy, dparams, dx) -> what is recorded
+
+
+def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lambda y: ()) -> Layer:
+    """`layer` with a Record beside its params: `start` in the State, what `read` returns in the Next. Paths stay."""
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        return Wrapped(layer.init(key, x), State(Record(start, kind, layer.name)))
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        expect(isinstance(params, Wrapped), "params", f"those of a layer with its {kind} recorded", params, "Use graft()",
+               TypeError)
+        y, residuals = layer.forward(params.inner, x)
+        return y, (note(y), residuals)
+
+    def backward(params: Tree, noted: Any, dy: Any) -> tuple[Tree, Any]:
+        of_y, residuals = noted
+        dparams, dx = layer.backward(params.inner, residuals, dy)
+        record = replace(params.own.value, value=read(of_y, residuals, dy, dparams, dx))
+        return Wrapped(dparams, Next(record)), dx
+
+    return replace(layer, name=f"{kind} of {layer.name}", init=init, forward=forward, backward=backward, inference=None,
+                   parts=(layer,), rebuild=lambda parts: recording(parts[0], kind, start, read, note), wraps=True)
+
+
+def records(tree: Tree, kind: str) -> dict[str, Record]:
+    """The Records of a kind in params or grads, by layer path."""
+    found = named_leaves(tree, is_leaf=lambda n: isinstance(n, Record))
+    return {path: node for path, node in found if isinstance(node, Record) and node.kind == kind}
+
+
+def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Tree:
+    """`params` of a net without Records as those of `net`, which has them: each as at the start."""
+    spec = jax.eval_shape(objective(net, loss).init, jax.random.key(0), batch)
+    fill = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    return jax.tree.map(fill, graft(params, spec))
+
+
+def activation_gradients(net: Layer, loss: Layer | None = None, where: str = "*") -> Callable[[Tree, Any], dict[str, Any]]:
+    """`(params, batch) -> {layer path: dy}`: the gradient of the value with respect to each layer's output, jitted.
+
+    `where` is a glob of layer paths, combinators included: `2` that layer, `*` all. dy has the structure and shapes of the
+    layer's output, None for integers; inside `repeat` a leading axis of n, for the cell of a `recurrent` one of T.
+    Raises ValueError when nothing matches.
+    """
+    read: Read = lambda noted, residuals, dy, dparams, dx: dy
+    recorded = replace_rules(net, where, lambda layer: recording(layer, "dy", jnp.zeros(()), read))
+
+    @jax.jit
+    def run(params: Tree, batch: Any) -> dict[str, Any]:
+        _, grads = value_and_grad(recorded, loss)(beside_records(recorded, loss, params, batch), batch)
+        return {path: record.value for path, record in records(grads, "dy").items()}
+
+    return run
