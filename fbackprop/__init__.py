@@ -30,7 +30,6 @@ _HOME = {
     "layers.recurrent": "recurrent rnn_cell lstm_cell gru_cell rnn lstm gru",
     "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy"
               " batch_size token_weight",
-    "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
     "rewrite.precision": "Precision PRECISIONS with_precision",
     "rewrite.tap": "tap",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",

@@ -1,5 +1,7 @@
 """Mistakes a user can make, told in one sentence: what, where, expected, got, next step. Never a traceback. No jax here."""
 
+import signal
+
 
 class Problem(Exception):
     """Something wrong in what the user gave: exit code 2."""
@@ -17,3 +19,17 @@ class Failure(Problem):
     """The command ran and its result is bad: a wrong rule, a training that is no longer finite: exit code 1."""
 
     exit_code = 1
+
+
+class Locked(Problem):
+    """Another process is at work there: exit code 73."""
+
+    exit_code = 73
+
+
+class Interrupted(Problem):
+    """A signal asked the run to end: exit code 128 + its number."""
+
+    def __init__(self, number: int, after: str = "") -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}{after}")
+        self.number, self.exit_code = number, 128 + number

@@ -8,15 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..problem import Problem
-
-
-class Interrupted(Problem):
-    """A signal asked the run to end: exit code 128 + its number."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"ended by {signal.Signals(number).name}")
-        self.exit_code = 128 + number
+from ..problem import Interrupted
 
 
 @contextmanager

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tyro.conf import Positional
 
+from ..problem import Problem
 from ..train.config import TrainConfig
 from .options import parse, screen
+from .progress import Progress
 from .signals import between_steps
 
 MANY = 6  # layers whose gradient norms fit in a line
@@ -29,11 +26,13 @@ class Options(TrainConfig):
     batch_size: int | None = None  # type: ignore[assignment]  # not given: the model's own holds
     """Examples a step (50 unless the model has its own)."""
     lr: float | None = None  # type: ignore[assignment]
-    """Adam's learning rate at the start (0.003 unless the model has its own); it falls to 0 along a cosine."""
+    """The highest learning rate (0.003 unless the model has its own)."""
     out: str | None = None
     """The run's directory; runs/MODEL-001, the next free number, by default."""
     force: bool = False
     """Replace the run in --out."""
+    resume: bool = False
+    """Go on with the run in --out (the last of runs/MODEL-001, ... unless given) from its newest whole checkpoint."""
     config: str | None = None
     """A TOML file of these options; flags win over it."""
     quiet: bool = False
@@ -49,21 +48,28 @@ def run(argv: list[str]) -> int:
 
     from ..explain.summary import summarize
     from ..train.builtin import load_task
-    from ..train.loop import fit, plan, start
+    from ..train.look import plan
+    from ..train.loop import Tell, fit
+    from ..train.recipe import start
     from ..train.rundir import open_run
 
+    if options.force and options.resume:
+        raise Problem("force and resume: expected one of them, got both. --force replaces a run, --resume goes on with it")
     task = load_task(config)
     total = plan(task, config)
     params, batch = start(task, config)
-    directory = open_run(config, options.out, options.force)
     console = screen(options.quiet)
-    if not options.quiet:
-        console.print(network_table(task.name, summarize(task.net, task.loss, params, batch)))
-        how = "hand-written chain" if config.backward == "manual" else "jax.value_and_grad"
-        console.print(f"{total.steps} steps of Adam, rate from {config.lr:g} down a cosine, backward pass: {how}\n")
-    with between_steps() as check, progress(total.steps, options.quiet) as show:
-        say = lambda epoch: console.print(epoch_line(epoch), soft_wrap=True)
-        _, last, error = fit(task, config, params, directory, say, lambda step: (check(), show(step)))
+    with open_run(config, options.out, options.force, options.resume) as directory:
+        if not options.quiet:
+            console.print(network_table(task.name, summarize(task.net, task.loss, params, batch)))
+            console.print(recipe_line(config, total.steps))
+        with between_steps() as check, Progress(total.steps, options.quiet) as progress:
+            def say_epoch(epoch: object) -> None:
+                progress.epoch(epoch)
+                console.print(epoch_line(epoch), soft_wrap=True)
+
+            tell = Tell(epoch=say_epoch, step=progress.step, say=progress.say, check=check)
+            _, last, error = fit(task, config, params, directory, tell, options.resume)
     seconds = time.perf_counter() - began
     result = {
         "verb": "train", "model": config.model, "backward": config.backward, "steps": total.steps,
@@ -79,6 +85,16 @@ def run(argv: list[str]) -> int:
     if options.json:
         print(json.dumps(result))
     return 0
+
+
+def recipe_line(config: TrainConfig, steps: int) -> str:
+    """How the run trains, in one line."""
+    how = "hand-written chain" if config.backward == "manual" else "jax.value_and_grad"
+    extras = [f"clipped by {config.clip}"] * bool(config.clip) + [f"in {config.accumulate} parts"] * (config.accumulate > 1)
+    extras += [config.precision] * (config.precision != "float32") + [f"on {config.devices} devices"] * (config.devices > 1)
+    fall = {"constant": "held", "cosine": "down a cosine"}.get(config.schedule, f"down, {config.schedule}")
+    return (f"{steps} steps of {config.optimizer}, rate {config.lr:g} {fall}, backward pass: "
+            + ", ".join([how, *extras]) + "\n")
 
 
 def network_table(name: str, rows: list) -> Table:
@@ -105,16 +121,3 @@ def epoch_line(epoch: object) -> str:
     accuracy = "".join(f"  {name} {e[f'test_{name}']:.4f}" for name in ("accuracy", "rmse") if e[f"test_{name}"] is not None)
     return (f"epoch {e['epoch']:3d}/{e['epochs']}  train loss {trained}  test loss {e['test_loss']:.4f}{accuracy}"
             f"  gradient error {e['gradient_error']:.1e}  gradient norm {by_layer}")
-
-
-@contextlib.contextmanager
-def progress(steps: int, quiet: bool) -> Iterator[Callable[[int], object]]:
-    """A bar on stderr while it is a terminal, else nothing; yields what to call with the number of steps done."""
-    console = Console(stderr=True)
-    if quiet or not sys.stderr.isatty():
-        yield lambda step: None
-        return
-    columns = (TextColumn("step"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        job = bar.add_task("train", total=steps)
-        yield lambda step: bar.update(job, completed=step)

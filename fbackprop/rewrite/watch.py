@@ -73,21 +73,21 @@ def watch(net: Layer) -> Layer:
     return map_layers_with_path(net, watched)
 
 
-def probe(net: Layer, loss: Layer | None = None) -> Callable[[Tree, Any], tuple[jax.Array, dict[str, Reading], Tree]]:
-    """`measure(params, batch) -> (value, readings, grads)`: `value_and_grad` and, by layer path, what it looked like inside.
+def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Array, dict[str, Reading], Tree]]:
+    """`measure(params, batch, seed=1.0) -> (value, readings, grads)`: `value_and_grad` and, by layer path, what it looked like inside.
 
     Compiled once. State moves in `grads` as ever; `params` are those of `net`, and nothing changes them.
     """
     watched = watch(net)
 
     @jax.jit
-    def run(params: Tree, batch: Any) -> tuple[jax.Array, dict[str, Record], Tree]:
-        value, grads = value_and_grad(watched, loss)(beside_records(watched, loss, params, batch), batch)
+    def run(params: Tree, batch: Any, seed: Any) -> tuple[jax.Array, dict[str, Record], Tree]:
+        value, grads = value_and_grad(watched, loss)(beside_records(watched, loss, params, batch), batch, seed)
         _, plain = jax.eval_shape(value_and_grad(net, loss), params, batch)
         return value, records(grads, "statistics"), graft(grads, plain) if paths(plain) else plain
 
-    def measure(params: Tree, batch: Any) -> tuple[jax.Array, dict[str, Reading], Tree]:
-        value, seen, grads = run(params, batch)
+    def measure(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, dict[str, Reading], Tree]:
+        value, seen, grads = run(params, batch, seed)
         return value, _readings(jax.device_get(seen)), grads
 
     return measure

@@ -1,12 +1,13 @@
 """accumulate: the gradient of one large batch from several small ones, in the memory of a small one.
 
-A loss is a mean, sum l / W, so the large batch's gradient is the sum of the small ones' sums over the sum of their W. The seed of
-a small batch is its W: its backward then returns its sum, not its mean, and the division is made once, at the end. The mean of
-the means is another number whenever the parts weigh differently (a ragged end, padded sequences).
+A loss is a mean, sum l / W, so the large batch's gradient is the sum of the small ones' sums over the sum of their W. The seed
+of a small batch is its W: its backward then returns its sum, not its mean, and the division is made once, at the end. The mean
+of the means is another number whenever the parts weigh differently (a ragged end, padded sequences).
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -24,8 +25,8 @@ from ..losses.weight import Weight, batch_size
 def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> ValueAndGrad:
     """`(params, microbatches, seed=1.0) -> (value, grads)`: those of the whole batch, whatever the split.
 
-    microbatches: a list of batches of any sizes, run one after the other, or one batch whose leaves have a leading axis more, run
-    as a scan. weight: `batch -> scalar`, what the batch's loss divides by: the batch size, or `token_weight(...)` where targets
+    microbatches: a list of batches of any sizes, run one after the other, or one batch whose leaves have a leading axis more,
+    run as a scan. weight: `batch -> scalar`, what the batch's loss divides by: the batch size, or `token_weight(...)` where targets
     are ignored or weighted. Parts that weigh 0 count nowhere; all of them together give 0. State is threaded in order.
 
     Equal to the whole batch for a loss that is a mean and a net whose examples do not meet: batch_norm takes its statistics and
@@ -73,4 +74,4 @@ def microbatches(batch: Any, n: int) -> Any:
     if rows % n == 0:
         return jax.tree.map(lambda a: a.reshape(n, rows // n, *a.shape[1:]), batch)
     ends = [rows * i // n for i in range(n + 1)]
-    return [jax.tree.map(lambda a, s=s, e=e: a[s:e], batch) for s, e in zip(ends, ends[1:])]
+    return [jax.tree.map(lambda a, s=s, e=e: a[s:e], batch) for s, e in pairwise(ends)]

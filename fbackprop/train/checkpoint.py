@@ -1,4 +1,4 @@
-"""One checkpoint, one file: every leaf of a run with its SHA-256, sealed as a whole; half a file or a flipped bit is never read.
+"""One checkpoint, one file: every leaf with its SHA-256, sealed as a whole; half a file or a flipped bit is never read.
 
 A file is an ordinary .npz (`numpy.load` opens it): `header`, JSON as bytes, and one array a leaf under its path, such as
 `params/1/w`. Its zip comment, the last bytes, is the SHA-256 of all before them: zip's own CRC does not cover names and dates.
@@ -66,7 +66,7 @@ def write(path: Path, leaves: dict[str, Stored], facts: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "w+b") as file:
-            np.savez(file, header=header, **{name: leaf.array for name, leaf in leaves.items()})
+            np.savez(file, allow_pickle=False, header=header, **{name: leaf.array for name, leaf in leaves.items()})
             _seal(file)
             file.flush()
             os.fsync(file.fileno())
@@ -102,12 +102,11 @@ def _verified(path: Path) -> Iterator[Any]:
         raise Damaged(f"{path}: expected a whole checkpoint, got a damaged one: {error}") from error
 
 
-def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
-    """`(tree, header)`: the leaves of the file in the structure of `like`, bit for bit.
+def fill(like: Tree, leaves: dict[str, Stored], path: Path) -> Tree:
+    """The leaves, read from `path`, in the structure of `like`, bit for bit.
 
-    Raises Damaged, or Problem where a leaf is missing, one too many, or of another shape or dtype: its path, expected and found.
+    Raises Problem where one is missing, one too many, or of another shape or dtype: its path, expected and found.
     """
-    header, leaves = read(path)
     wanted = snapshot(like)
     for name in {**wanted, **leaves}:
         expected, found = (str(side.get(name, "none")) for side in (wanted, leaves))
@@ -115,7 +114,7 @@ def load(path: Path, like: Tree) -> tuple[Tree, dict[str, Any]]:
             x64 = re.sub("32|64", "", expected) == re.sub("32|64", "", found)
             hint = "JAX_ENABLE_X64 was another" if x64 else "The checkpoint is of another network or optimizer"
             raise Problem(f"{path}: leaf {name}: expected {expected}, found {found}. {hint}")
-    return jax.tree.unflatten(jax.tree.structure(like), [_loaded(leaves[name]) for name in wanted]), header
+    return jax.tree.unflatten(jax.tree.structure(like), [_loaded(leaves[name]) for name in wanted])
 
 
 def _stored(leaf: Any) -> Stored:

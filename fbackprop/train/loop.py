@@ -1,138 +1,256 @@
-"""fit: the five steps (forward, loss, backward, update, next mini-batch) over and over, measured and checked as it goes."""
+"""fit: the five steps (forward, loss, backward, update, next mini-batch) over and over, measured, watched, saved as it goes."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
-import optax
+import jax.numpy as jnp
 
-from ..compose import auto_value_and_grad, value_and_grad
-from ..layer import Tree, split
-from ..problem import Failure, Problem
-from ..verify.gradient_error import gradient_error
+from ..layer import Tree
+from ..problem import Failure, Interrupted, Problem
 from .config import TrainConfig
-from .evaluate import evaluator
-from .rundir import append
-from .step import make_step
+from .log import Log
+from .look import Epoch, Plan, looker, plan
+from .optimizer import optimizer
+from .recipe import computed, gradients
+from .saver import Saver
 from .task import Task
+from .training import NORMS, Training, begin, make_training_step
+from .trouble import Trouble
 
-EPOCHS = 10  # where neither steps nor epochs are given
-STEPS = 1000  # for batches without end
-ROUNDS = 10  # batches without end are reported on this many times
+IN_A_ROW = 10  # steps left out before a run that skips gives up
+RESTORES = 3  # times a run goes back before it gives up
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What is known after an epoch (epoch 0: before training). gradient_norms: per layer path, of one batch."""
-
-    epoch: int
-    epochs: int
-    step: int
-    train_loss: float | None
-    test_loss: float
-    test_accuracy: float | None
-    test_rmse: float | None
-    gradient_error: float
-    gradient_norms: dict[str, float]
+def nothing(*_: object) -> None:
+    pass
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How many steps there are and after how many the run is looked at."""
+class Tell:
+    """Whom a run tells: of an Epoch, of a step's record, a sentence; `check` may raise Interrupted between steps."""
 
-    steps: int
-    per_epoch: int
-
-    @property
-    def epochs(self) -> int:
-        return math.ceil(self.steps / self.per_epoch)
+    epoch: Callable[[Epoch], object] = nothing
+    step: Callable[[dict[str, Any]], object] = nothing
+    say: Callable[[str], object] = nothing
+    check: Callable[[], object] = nothing
 
 
-def plan(task: Task, config: TrainConfig) -> Plan:
-    """The Plan of a run. Raises Problem for epochs of batches without end."""
-    if task.steps_per_epoch is None:
-        if config.epochs is not None:
-            raise Problem(f"epochs: {task.name} makes batches without end. Give --steps")
-        steps = config.steps or STEPS
-        return Plan(steps, math.ceil(steps / ROUNDS))
-    return Plan(config.steps or (config.epochs or EPOCHS) * task.steps_per_epoch, task.steps_per_epoch)
+@dataclass
+class Progress:
+    """Where a run is: with the Training all that it needs to go on as if it had never stopped.
 
-
-def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
-    """(params, first batch), with everything traced once, so that a wrong shape or dtype is known before a file is made.
-
-    Raises Problem with the layer path.
+    step: how many were taken or left out; data: the number of the next batch; lines: bytes of metrics.jsonl that belong to it;
+    loss_sum, losses: since the last epoch; gradient_error: the largest so far.
     """
-    batch = task.batches(config.seed, 0)
+
+    step: int = 0
+    data: int = 0
+    restores: int = 0
+    lines: int = 0
+    loss_sum: float = 0.0
+    losses: int = 0
+    gradient_error: float = 0.0
+
+
+class Taken(NamedTuple):
+    """A step that was handed to the device: its number, its batch and the number of that, its metrics to come."""
+
+    number: int
+    data: int
+    batch: Any
+    metrics: Any
+
+
+def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Tell | None = None,
+        resume: bool = False) -> tuple[Tree, Epoch, float]:
+    """Trains; returns (params, the last Epoch, the largest gradient error seen).
+
+    Writes metrics.jsonl and checkpoints, the last step's always. resume: goes on from the newest whole checkpoint, bit for bit
+    as if it had never stopped. Raises Failure when the numbers are no longer finite or memory runs out, Interrupted when
+    `tell.check` does, after a checkpoint; FileProblem when something cannot be written; Problem for a wrong batch.
+    """
+    with Saver(directory, config) as saver:
+        run = Run(task, config, params, directory, tell or Tell(), saver)
+        run.go_on() if resume else run.start()
+        run.all_steps()
+        return run.training.params, run.last or run.look(None), run.at.gradient_error
+
+
+class Run:
+    """What `fit` carries from step to step."""
+
+    def __init__(self, task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Tell, saver: Saver) -> None:
+        self.task, self.config, self.directory, self.tell, self.saver = task, config, directory, tell, saver
+        self.total: Plan = plan(task, config)
+        self.tx = optimizer(config, self.total.steps)
+        self.step = make_training_step(gradients(task, config), self.tx, config.on_nonfinite == "skip")
+        self.first = lambda: begin(jax.tree.map(jnp.copy, params), self.tx, config.precision == "float16")
+        self.training: Training = self.first()
+        self.at = Progress()
+        self.last: Epoch | None = None
+        self.measure = looker(task, config, self.total)
+        self.trouble = Trouble(computed(task, config), task.loss, config)
+        self.every = config.checkpoint_every or self.total.per_epoch
+        self.waiting: list[Taken] = []
+        # a step that is left out must be known before the next one changes the params it was taken from
+        self.behind = int(config.on_nonfinite != "skip" and config.precision != "float16")
+
+    # ---- from the start, from a checkpoint
+
+    def start(self) -> None:
+        self.log, self.began = Log(self.directory), time.perf_counter()
+        self.record(self.look(None))
+
+    def go_on(self) -> None:
+        found = self.saver.newest(self.training, self.tell.say)
+        if found is None:
+            self.tell.say(f"{self.directory}: no checkpoint to go on from, starting at step 0")
+            self.start()
+            return
+        self.training, header = found
+        self.at = Progress(**header["progress"])
+        self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
+        self.tell.say(f"{self.directory}: going on after step {self.at.step}")
+
+    # ---- forward, loss, backward, update
+
+    def all_steps(self) -> None:
+        with self.log:
+            while self.at.step < self.total.steps:
+                self.one_step()
+                if self.due():
+                    self.judge(0)
+                    if self.due():  # not after going back
+                        self.settle()
+                try:
+                    self.tell.check()
+                except Interrupted as error:
+                    raise self.interrupted(error) from None
+            self.save()
+            self.saver.wait()
+
+    def one_step(self) -> None:
+        number = self.at.step + 1
+        batch = self.task.batches(self.config.seed, self.at.data)
+        with enough_memory(self.config, number):
+            try:
+                self.training, metrics = self.step(self.training, batch)
+            except (TypeError, ValueError) as error:
+                raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
+            self.waiting.append(Taken(number, self.at.data, batch, metrics))
+            self.at.step, self.at.data = number, self.at.data + 1
+            self.judge(self.behind)
+
+    def judge(self, behind: int) -> None:
+        """Looks at the metrics of all steps but the last `behind`: the device is not waited for while it works."""
+        while len(self.waiting) > behind:
+            taken = self.waiting.pop(0)
+            with enough_memory(self.config, taken.number):
+                metrics = jax.device_get(taken.metrics)
+            if metrics["finite"]:
+                row = {"step": taken.number, "loss": float(metrics["loss"]), **{name: float(metrics[name]) for name in NORMS}}
+                self.log.add(row)
+                self.tell.step(row)
+                self.at.loss_sum, self.at.losses = self.at.loss_sum + row["loss"], self.at.losses + 1
+            else:
+                self.not_finite(taken, metrics)
+
+    def due(self) -> bool:
+        step = self.at.step
+        return step % self.total.per_epoch == 0 or step % self.every == 0 or step == self.total.steps
+
+    def settle(self) -> None:
+        """An epoch's end, a checkpoint's turn, or both."""
+        if self.at.step % self.total.per_epoch == 0 or self.at.step == self.total.steps:
+            epoch = self.look(self.at.loss_sum / max(1, self.at.losses))
+            self.at.loss_sum, self.at.losses = 0.0, 0
+            self.record(epoch)
+        if self.at.step % self.every == 0:
+            self.save()
+
+    def look(self, train_loss: float | None) -> Epoch:
+        epoch = self.measure(self.training.params, self.at.step, train_loss)
+        self.at.gradient_error = max(self.at.gradient_error, epoch.gradient_error)
+        return epoch
+
+    def record(self, epoch: Epoch) -> None:
+        self.log.add({**asdict(epoch), "seconds": time.perf_counter() - self.began})
+        self.last = epoch
+        self.tell.epoch(epoch)
+
+    def save(self) -> None:
+        self.at.lines = self.log.sync()
+        self.saver.save(self.at.step, self.training, {"progress": asdict(self.at)})
+
+    # ---- when something happens
+
+    def interrupted(self, error: Interrupted) -> Interrupted:
+        self.judge(0)
+        self.save()
+        self.saver.wait()
+        return Interrupted(error.number, f" after step {self.at.step}, which is saved. The same command with --out "
+                           f"{self.directory} --resume goes on")
+
+    def not_finite(self, taken: Taken, metrics: dict[str, Any]) -> None:
+        """What `config.on_nonfinite` says; a scale of the loss that was too high is left to the guard."""
+        origin = self.trouble.origin(self.training, taken.batch, lost=bool(metrics["lost"]))
+        loss = float(metrics["loss"])
+        event = {"step": taken.number, "loss": loss, "origin": origin.words, "layer": origin.layer, "side": origin.side}
+        if metrics["overflow"] and self.training.guard.scale is not None:
+            scale = float(self.training.guard.scale.scale)
+            self.log.add({**event, "event": "overflow", "scale": scale})
+            self.tell.say(f"step {taken.number}: left out, {origin.words} overflowed; the loss is scaled by {scale:g} now")
+            return
+        what = f"step {taken.number}: expected finite numbers, got a loss of {loss:g}; it began in {origin.words}"
+        if self.config.on_nonfinite == "skip" and not metrics["lost"]:
+            self.log.add({**event, "event": "left out"})
+            if int(self.training.guard.skipped) >= IN_A_ROW:
+                raise Failure(f"{what}. {IN_A_ROW} steps in a row were left out: {origin.cure(self.config)}")
+            self.tell.say(f"{what}. The step is left out")
+        elif self.config.on_nonfinite == "restore" and self.at.restores < RESTORES:
+            self.go_back(taken, event, what)
+        else:
+            self.halt(taken, event, f"{what}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
+
+    def halt(self, taken: Taken, event: dict[str, Any], what: str, lost: bool) -> None:
+        """The state before the step is saved: no step after it has changed anything."""
+        self.waiting.clear()
+        self.at.step, self.at.data = taken.number - 1, taken.data
+        if not lost:
+            guard = self.training.guard._replace(halted=jnp.bool_(False), skipped=jnp.int32(0))
+            self.training = self.training._replace(guard=guard)
+            self.save()
+            self.saver.wait()
+        self.log.add({**event, "event": "halted"})
+        raise Failure(what)
+
+    def go_back(self, taken: Taken, event: dict[str, Any], what: str) -> None:
+        """To the newest checkpoint, and on with the batch after the one that did it; saved at once: a kill does not undo it."""
+        restores, self.waiting = self.at.restores + 1, []
+        found = self.saver.newest(self.training, self.tell.say)
+        self.training, self.at = (self.first(), Progress()) if found is None else (found[0], Progress(**found[1]["progress"]))
+        self.at.restores, self.at.data = restores, taken.data + 1
+        self.log.add({**event, "event": "went back", "to": self.at.step})
+        self.save()
+        self.tell.say(f"{what}. Back to step {self.at.step}, and on with batch {self.at.data}")
+
+
+@contextmanager
+def enough_memory(config: TrainConfig, step: int) -> Iterator[None]:
+    """Memory that runs out becomes a Failure that says what needs less."""
     try:
-        params = jax.jit(task.net.init)(jax.random.key(config.seed), batch if task.loss is None else batch[0])
-        jax.eval_shape(value_and_grad(task.net, task.loss), params, batch)
-    except (TypeError, ValueError) as error:
-        raise Problem(f"{task.name}: {error}") from error
-    return params, batch
-
-
-def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, on_epoch: Callable[[Epoch], object],
-        on_step: Callable[[int], object] = lambda step: None) -> tuple[Tree, Epoch, float]:
-    """Trains with Adam, the rate falling along a cosine; returns (params, the last Epoch, the largest gradient error seen).
-
-    Writes a line per step and per epoch to metrics.jsonl. Raises Failure when the loss is no longer finite.
-    """
-    how = value_and_grad if config.backward == "manual" else auto_value_and_grad
-    total = plan(task, config)
-    tx = optax.adam(optax.cosine_decay_schedule(config.lr, total.steps))
-    step, opt_state = make_step(how(task.net, task.loss), tx), tx.init(split(params)[0])
-    look = _looker(task, config, total)
-    pending: list[dict[str, Any]] = []
-    seen, began = [look(params, 0, None)], time.perf_counter()
-    on_epoch(seen[-1])
-    for number in range(1, total.steps + 1):
-        batch = task.batches(config.seed, number - 1)
-        try:
-            params, opt_state, metrics = step(params, opt_state, batch)
-        except (TypeError, ValueError) as error:
-            raise Problem(f"{task.name}: batch of step {number}: {error}") from error
-        pending.append({"step": number, **metrics})
-        on_step(number)
-        if number % total.per_epoch == 0 or number == total.steps:
-            records = [{"step": row["step"], **{name: float(row[name]) for name in metrics}} for row in pending]
-            append(directory, records)
-            _halt_unless_finite(records, config)
-            seen.append(look(params, number, float(np.mean([row["loss"] for row in records]))))
-            pending = []
-            append(directory, [{**vars(seen[-1]), "seconds": time.perf_counter() - began}])
-            on_epoch(seen[-1])
-    return params, seen[-1], max(epoch.gradient_error for epoch in seen)
-
-
-def _halt_unless_finite(records: list[dict[str, float]], config: TrainConfig) -> None:
-    for row in records:
-        if not math.isfinite(row["loss"]):
-            raise Failure(f"step {row['step']}: expected a finite loss, got {row['loss']}: the training has run away or the "
-                          f"data holds NaN. Try a lower rate (--lr {config.lr / 10:g}); metrics.jsonl has every step before")
-
-
-def _looker(task: Task, config: TrainConfig, total: Plan) -> Callable[[Tree, int, float | None], Epoch]:
-    """What is measured after each epoch: the loss and accuracy out of training, the gradients against jax.grad's."""
-    measure, evaluate = gradient_error(task.net, task.loss), evaluator(task)
-
-    def look(params: Tree, step: int, train_loss: float | None) -> Epoch:
-        batch = task.batches(config.seed, step)
-        errors, norms = measure(params, batch, step)
-        score = evaluate(params, task.test if task.test is not None else batch)
-        by_layer: dict[str, float] = {}
-        for path, norm in norms.items():
-            layer = path.rpartition("/")[0]
-            by_layer[layer] = math.hypot(by_layer.get(layer, 0.0), float(norm))
-        error = float(np.max([np.asarray(e) for e in errors.values()], initial=0.0))
-        return Epoch(math.ceil(step / total.per_epoch), total.epochs, step, train_loss, score.loss, score.accuracy, score.rmse,
-                     error, by_layer)
-
-    return look
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        parts = 2 * config.accumulate
+        said = (str(error) or "MemoryError").splitlines()[0]
+        raise Failure(f"step {step}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the same gradient "
+                      "in parts), or checkpoint(...) around the layers that keep most. What was saved is whole") from error

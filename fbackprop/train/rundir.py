@@ -1,43 +1,98 @@
-"""A run's directory: config.toml and metrics.jsonl. Nothing in it is ever overwritten without being told to."""
+"""A run's directory: config.toml, metrics.jsonl, checkpoints/. One process at a time; nothing overwritten without being told."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..problem import FileProblem, Problem
+from filelock import FileLock, Timeout
+
+from ..problem import FileProblem, Locked, Problem
 from .config import TrainConfig
 
-CONFIG, METRICS = "config.toml", "metrics.jsonl"
+CONFIG, METRICS, CHECKPOINTS, LOCK = "config.toml", "metrics.jsonl", "checkpoints", "run.lock"
+MAY_CHANGE = ("steps", "epochs")  # of a run that goes on
 
 
-def open_run(config: TrainConfig, out: str | None, force: bool) -> Path:
-    """Makes the directory (`runs/MODEL-001`, the next free number, unless `out`), writes config.toml, returns its path.
+@contextmanager
+def open_run(config: TrainConfig, out: str | None = None, force: bool = False, resume: bool = False) -> Iterator[Path]:
+    """The directory, ours until the end: `out`, or `runs/MODEL-001`, the next free number; with `resume` the last one there.
 
-    Raises Problem when `out` holds something and force is False, FileProblem when it cannot be written. force replaces a
-    run's own files and leaves others alone.
+    Raises Problem when it holds something and neither force nor resume is given, or when the run to go on with had another
+    config; Locked when another process is at work in it; FileProblem when it cannot be written. force replaces a run's own
+    files and leaves others alone.
     """
     with writing(Path(out or "runs")):
-        directory = Path(out) if out else _next_free(Path("runs"), re.sub(r"[^\w.-]+", "-", Path(config.model).name))
+        directory = Path(out) if out else _numbered(Path("runs"), re.sub(r"[^\w.-]+", "-", Path(config.model).name), resume)
         if directory.exists() and not directory.is_dir():
             raise Problem(f"{directory}: expected a directory or nothing, got a file. Give --out another name")
-        if directory.exists() and out and any(directory.iterdir()) and not force:
-            raise Problem(f"{directory}: expected an empty or new directory, it holds files. Give --out another name, "
-                          "or --force to replace the run in it")
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / METRICS).write_text("", encoding="utf-8")
-        (directory / CONFIG).write_text(to_toml(asdict(config)), encoding="utf-8")
-    return directory
+        with _locked(directory):
+            if not (resume and (directory / CONFIG).exists()):
+                _expect_empty(directory, force)
+                for file in (directory / CHECKPOINTS).glob("step-*.npz*"):
+                    file.unlink()
+                (directory / METRICS).write_bytes(b"")
+            else:
+                expect_config(directory / CONFIG, _read_toml(directory / CONFIG), config)
+            (directory / CHECKPOINTS).mkdir(exist_ok=True)
+            (directory / CONFIG).write_text(to_toml(asdict(config)), encoding="utf-8")
+            yield directory
 
 
-def _next_free(parent: Path, name: str) -> Path:
+def expect_config(where: Path, had: dict[str, Any], config: TrainConfig) -> None:
+    """Raises Problem, naming the first setting that differs, unless `had` is `config` but for its length."""
+    now = fixed(config)
+    for name in {**now, **had}:
+        if name not in MAY_CHANGE and had.get(name) != now.get(name):
+            shown = [repr(table[name]) if name in table else "nothing" for table in (had, now)]
+            raise Problem(f"{where}: {name}: expected {shown[0]}, as the run began, found {shown[1]}. Give the same, or --out "
+                          "another name for another run")
+
+
+def fixed(config: TrainConfig) -> dict[str, Any]:
+    """What may not change when a run goes on."""
+    return {name: value for name, value in asdict(config).items() if value is not None and name not in MAY_CHANGE}
+
+
+def config_hash(config: TrainConfig) -> str:
+    """SHA-256 of `fixed(config)`."""
+    return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """The system gives the lock back when the process ends, however it ends: a dead one's does not count."""
+    lock = FileLock(directory / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give --out another name"
+                     ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _expect_empty(directory: Path, force: bool) -> None:
+    if not force and any(file.name != LOCK for file in directory.iterdir()):
+        raise Problem(f"{directory}: expected an empty or new directory, it holds files. Give --out another name, --resume to "
+                      "go on with the run in it, or --force to replace it")
+
+
+def _numbered(parent: Path, name: str, resume: bool) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
+    taken = sorted(path for path in parent.iterdir() if re.fullmatch(rf"{re.escape(name)}-\d+", path.name))
+    if resume and taken:
+        return max(taken, key=lambda path: int(path.name.rpartition("-")[2]))
     number = 1
     while True:
         directory = parent / f"{name}-{number:03d}"
@@ -46,6 +101,13 @@ def _next_free(parent: Path, name: str) -> Path:
             return directory
         except FileExistsError:
             number += 1
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FileProblem(f"{path}: expected the run's configuration, got: {error}") from error
 
 
 def to_toml(table: dict[str, Any]) -> str:
@@ -59,17 +121,5 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise FileProblem(f"{error.filename or path}: cannot be written: {error.strerror}. "
+        raise FileProblem(f"{error.filename or path}: cannot be written: {error.strerror or error}. "
                           "Check the path, its permissions and the space left, or give --out another place") from error
-
-
-def append(directory: Path, records: list[dict[str, Any]]) -> None:
-    """Adds one JSON line per record to metrics.jsonl; a number that is not finite becomes the string nan, inf or -inf."""
-    with writing(directory / METRICS), open(directory / METRICS, "a", encoding="utf-8") as file:
-        file.writelines(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

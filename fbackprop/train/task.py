@@ -14,10 +14,12 @@ from typing import Any
 
 from ..errors import show
 from ..layer import Layer
+from ..losses.weight import Weight, batch_size
 from ..problem import FileProblem, Problem
 from .config import PRESETS, TrainConfig
 
-TEMPLATE = "def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it"
+TEMPLATE = ("def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it; "
+            "a fourth, weight(batch), for --accumulate where a batch does not weigh its size")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Task:
     """Something to train. `batches` is pure in (seed, step); `test` a held-out (x, target) when there is one.
 
     steps_per_epoch is None for batches without end. metric: "accuracy" where targets are class numbers, "rmse" where they are
-    ratings. baseline: by name, what `test` is to be measured against. chunk: examples of `test` evaluated at once.
+    ratings. weight: what a batch's loss divides by. baseline: by name, what `test` is to be measured against. chunk: examples
+    of `test` evaluated at once.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Task:
     metric: str | None = None
     baseline: dict[str, float] = field(default_factory=dict)
     chunk: int = 1000
+    weight: Weight = batch_size
 
 
 def own_task(config: TrainConfig, made: Any = None) -> Task:
@@ -47,11 +51,11 @@ def own_task(config: TrainConfig, made: Any = None) -> Task:
     if config.data is not None:
         raise Problem(f"--data: {config.model} makes its own batches. Leave --data out")
     made = call(config.model) if made is None else made
-    ok = isinstance(made, tuple) and len(made) == 3
-    if not ok or not isinstance(made[0], Layer) or not isinstance(made[1], Layer | None) or not callable(made[2]):
+    ok = isinstance(made, tuple) and len(made) in (3, 4)
+    if not ok or not isinstance(made[0], Layer) or not isinstance(made[1], Layer | None) or not all(map(callable, made[2:])):
         raise Problem(f"{config.model}: expected (net, loss, batches), that is (Layer, Layer or None, function), got "
                       f"{describe(made)}. Template: {TEMPLATE}")
-    net, loss, batches = made
+    net, loss, batches, *weight = made
 
     def checked(seed: int, step: int) -> Any:
         with users_code(config.model, "batches(seed, step)"):
@@ -60,7 +64,7 @@ def own_task(config: TrainConfig, made: Any = None) -> Task:
             raise Problem(f"{config.model}: batches(seed, step): expected a pair (x, target), got {describe(batch)}")
         return batch
 
-    return Task(config.model, net, loss, checked)
+    return Task(config.model, net, loss, checked, weight=weight[0] if weight else batch_size)
 
 
 def call(model: str) -> Any:

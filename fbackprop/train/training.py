@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from ..compose import ValueAndGrad
 from ..dtypes import is_floating
@@ -43,10 +44,11 @@ def begin(params: Tree, tx: Any, scaled: bool = False) -> Training:
 def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False) -> Callable:
     """`step(training, batch) -> (training, metrics)`, jitted; the old training is donated.
 
-    A step whose loss, gradient, params or State would not be finite changes nothing but the guard, and no step after it does
-    either unless `skip`. Where the loss is finite and only the scaled gradients are not, the scale was too high: it is halved,
-    and the next step counts again.
-    metrics: those of `make_step`; finite, overflow (of the scale), halted; layers (3, L), the NORMS of each of `trained_layers`.
+    A step whose loss or gradient is not finite changes nothing but the guard, and no step after it changes anything either
+    unless `skip`. Where the loss is finite and only the scaled gradients are not, the scale was too high: it is halved, and the
+    next step counts again.
+    metrics: those of `make_step`; finite, overflow (of the scale), halted, lost (the step was taken and the weights overflowed);
+    layers (3, L), the NORMS of each of `trained_layers`.
     """
 
     def step(training: Training, batch: Any) -> tuple[Training, Metrics]:
@@ -54,20 +56,29 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False
         value, grads = value_and_grad(params, batch, 1.0 if scale is None else scale.scale)
         grads = grads if scale is None else unscale(grads, scale)
         gradients = split(grads)[0]
-        stepped, stepped_opt, updates = updated(tx, params, grads, opt_state, {"value": value, "grad": gradients})
-        trained, state = split(stepped)
-        layers = jnp.stack([_layer_norms(tree) for tree in (gradients, updates, trained)])
-        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(layers))
-        for leaf in filter(is_floating, jax.tree.leaves(state)):
-            finite &= jnp.all(jnp.isfinite(leaf))
+        of_gradient = _layer_norms(gradients)
+        finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(of_gradient))
         overflow = jnp.bool_(False) if scale is None else ~finite & jnp.isfinite(value) & (scale.scale > 1)
         halted |= ~finite & ~overflow & (not skip)
-        counts = finite & ~halted
-        kept = jax.tree.map(lambda new, old: jnp.where(counts, new, old), (stepped, stepped_opt), (params, opt_state))
-        guard = Guard(halted, jnp.where(finite, 0, skipped + 1), None if scale is None else adjust(scale, finite))
-        flags = {"finite": finite, "overflow": overflow, "halted": halted}
+
+        def taken(params: Tree, opt_state: Any) -> tuple[Tree, Any, jax.Array]:
+            params, opt_state, updates = updated(tx, params, grads, opt_state, {"value": value, "grad": gradients})
+            return params, opt_state, jnp.stack([_layer_norms(updates), _layer_norms(split(params)[0])])
+
+        def left_out(params: Tree, opt_state: Any) -> tuple[Tree, Any, jax.Array]:
+            norms = _layer_norms(split(params)[0])
+            return params, opt_state, jnp.stack([jnp.zeros_like(norms), norms])
+
+        params, opt_state, after = lax.cond(finite & ~halted, taken, left_out, params, opt_state)
+        # finite gradients may still overflow the weights, an infinite State hides from the loss: the last checkpoint is whole
+        lost = ~jnp.all(jnp.isfinite(after))
+        for leaf in filter(is_floating, jax.tree.leaves(split(params)[1])):
+            lost |= ~jnp.all(jnp.isfinite(leaf))
+        guard = Guard(halted | lost, jnp.where(finite, 0, skipped + 1), None if scale is None else adjust(scale, finite))
+        layers = jnp.concatenate([of_gradient[None], after])
+        flags = {"finite": finite & ~lost, "overflow": overflow, "lost": lost, "halted": halted | lost}
         totals = dict(zip(NORMS, jnp.linalg.norm(layers, axis=1)))
-        return Training(*kept, guard), {"loss": value, **totals, **flags, "layers": layers}
+        return Training(params, opt_state, guard), {"loss": value, **totals, **flags, "layers": layers}
 
     jitted = jax.jit(step, donate_argnums=0)
     return lambda training, batch: jitted(apart(training), batch)

@@ -1,0 +1,68 @@
+"""metrics.jsonl: one JSON object a line as things happen; cut back to a checkpoint before a run goes on from it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from .rundir import METRICS, writing
+
+EVERY = 1.0  # seconds after which lines are handed to the system, for people who follow the file
+
+
+class Log:
+    """Appends to a run's metrics.jsonl. Raises FileProblem where it cannot be written."""
+
+    def __init__(self, directory: Path, start: int = 0) -> None:
+        """start: how many of its bytes stay, those a checkpoint vouches for; a shorter file stays as it is."""
+        self.path = directory / METRICS
+        with writing(self.path):
+            self.file = open(self.path, "ab")  # noqa: SIM115
+            self.file.truncate(min(start, self.path.stat().st_size))
+            self.file.seek(0, os.SEEK_END)
+        self.handed_on = time.monotonic()
+
+    def add(self, record: dict[str, Any]) -> None:
+        """One line; a number that is not finite becomes the string nan, inf or -inf."""
+        with writing(self.path):
+            self.file.write((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
+            if time.monotonic() - self.handed_on > EVERY:
+                self.file.flush()
+                self.handed_on = time.monotonic()
+
+    def sync(self) -> int:
+        """Everything so far survives a power cut; returns the bytes that is."""
+        with writing(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with writing(self.path):
+            self.file.close()
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; a last line that was cut off in the middle is left out."""
+    found = []
+    for line in (directory / METRICS).read_bytes().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,44 @@
+"""From a Task and a TrainConfig to what a run computes: its value_and_grad, its optimizer, its first params."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from ..compose import ValueAndGrad, auto_value_and_grad, value_and_grad
+from ..layer import Layer, Tree
+from ..problem import Problem
+from ..rewrite.precision import PRECISIONS, with_precision
+from .accumulate import accumulate, microbatches
+from .config import TrainConfig
+from .task import Task
+
+
+def computed(task: Task, config: TrainConfig) -> Layer:
+    """The task's network in the precision it is trained in; params and paths are those of the task's own."""
+    return task.net if config.precision == "float32" else with_precision(task.net, PRECISIONS[config.precision])
+
+
+def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
+    """`(params, batch, seed)`: by the hand-written chain or by jax, in one piece or in parts, in the precision asked for."""
+    how = value_and_grad if config.backward == "manual" else auto_value_and_grad
+    whole = how(computed(task, config), task.loss)
+    if config.accumulate == 1:
+        return whole
+    of_parts = accumulate(whole, task.weight)
+    return lambda params, batch, seed=1.0: of_parts(params, microbatches(batch, config.accumulate), seed)
+
+
+def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
+    """(params, first batch), with everything traced once, so that a wrong shape or dtype is known before a file is made.
+
+    Raises Problem with the layer path.
+    """
+    batch = task.batches(config.seed, 0)
+    try:
+        params = jax.jit(task.net.init)(jax.random.key(config.seed), batch if task.loss is None else batch[0])
+        jax.eval_shape(gradients(task, config), params, batch)
+    except (TypeError, ValueError) as error:
+        raise Problem(f"{task.name}: {error}") from error
+    return params, batch

@@ -1,0 +1,67 @@
+"""Where in a step the first number that is not finite was made: the step is taken once more, with a probe at every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from ..layer import Layer
+from ..rewrite.first_bad import first_bad
+from ..rewrite.watch import probe
+from .accumulate import microbatches
+from .config import TrainConfig
+from .training import Training
+
+
+@dataclass(frozen=True)
+class Origin:
+    """layer: its path, "" for none; side: batch, params, residual, dy, dx, dparams or update."""
+
+    layer: str
+    side: str
+    words: str
+
+    def cure(self, config: TrainConfig) -> str:
+        """What to try, as a sentence without its full stop."""
+        if self.side == "batch":
+            return "Look at the data: it holds NaN or inf"
+        clip = "" if config.clip else ", --clip norm:1.0"
+        return f"Try a lower rate (--lr {config.lr / 10:g}){clip}, or --on-nonfinite skip where the data is to blame"
+
+
+class Trouble:
+    """Compiled only when there is some."""
+
+    def __init__(self, net: Layer, loss: Layer | None, config: TrainConfig) -> None:
+        self.net, self.loss, self.config = net, loss, config
+
+    @cached_property
+    def measure(self) -> Callable:
+        return probe(self.net, self.loss)
+
+    def origin(self, training: Training, batch: Any, lost: bool = False) -> Origin:
+        """Of the batch that a step was taken with, from the params it was taken from; `lost` when those are gone."""
+        if lost:
+            return Origin("", "update", "the optimizer's update of the weights")
+        params, scale = training.params, training.guard.scale
+        seed = 1.0 if scale is None else 2.0 * scale.scale  # the guard has halved it since
+        parts = self.parts(batch)
+        for part in parts:
+            value, readings, _ = self.measure(params, part, seed)
+            found = first_bad(readings, params, part, value)
+            if found is not None:
+                name = readings[found.path].layer if found.path in readings else ""
+                return Origin(found.path, found.side, f"{found} {name}".rstrip())
+        return Origin("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
+
+    def parts(self, batch: Any) -> list[Any]:
+        if self.config.accumulate == 1:
+            return [batch]
+        parts = microbatches(batch, self.config.accumulate)
+        if isinstance(parts, list):
+            return parts
+        return [jax.tree.map(lambda a, i=i: a[i], parts) for i in range(self.config.accumulate)]
