@@ -1,0 +1,84 @@
+"""Runs as processes of their own, so that they can be killed, and what has to be true of the directory they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fbackprop.train import checkpoint
+from fbackprop.train.log import records
+from fbackprop.train.saver import files  # noqa: F401: of tests too
+
+HERE = Path(__file__).parent
+VICTIM = f"{HERE / 'victim.py'}:function"
+LONG = os.environ.get("FAULTS") == "long"  # make faults
+STEPS, EVERY = 400, 10
+
+
+def count(quick: int, long: int) -> int:
+    return long if LONG else quick
+
+
+def command(out: Path, *more: str, program: tuple[str, ...] = ("-m", "fbackprop")) -> list[str]:
+    settings = ("--steps", str(STEPS), "--checkpoint-every", str(EVERY), "--quiet")
+    return [sys.executable, *program, "train", VICTIM, "--out", str(out), *settings, *more]
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Processes share what they compile, so that most of a process's life is steps and saves, not compiling."""
+    return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "JAX_PLATFORMS": "cpu"}
+
+
+def finish(out: Path, cache: Path, *more: str, **options: object) -> subprocess.CompletedProcess[str]:
+    """Runs to the end, which must be a good one."""
+    done = subprocess.run(command(out, *more), capture_output=True, text=True, env=environment(cache), timeout=300, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def leaves(path: Path) -> dict[str, bytes]:
+    """Every leaf of a checkpoint, with shape and dtype, as bytes."""
+    _, stored = checkpoint.read(path)
+    return {name: str(leaf).encode() + leaf.array.tobytes() for name, leaf in stored.items()}
+
+
+def metrics(out: Path) -> list[dict]:
+    """All but times."""
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records(out)]
+
+
+def assert_same_run(out: Path, unbroken: Path) -> None:
+    """Params, State, optimizer state and guard bit for bit; metrics number for number; nothing left over."""
+    mine, theirs = files(out / "checkpoints")[-1], files(unbroken / "checkpoints")[-1]
+    assert mine.name == theirs.name == f"step-{STEPS:08d}.npz"
+    assert leaves(mine) == leaves(theirs)
+    assert metrics(out) == metrics(unbroken)
+    assert not list(out.rglob("*.tmp"))
+
+
+def newest_good(out: Path) -> int:
+    """The step of the newest checkpoint that reads whole; -1 when there is none."""
+    good = -1
+    for path in files(out / "checkpoints"):
+        try:
+            header, _ = checkpoint.read(path)
+        except checkpoint.Damaged:
+            continue
+        good = max(good, header["step"])
+    return good
+
+
+def report(what: str, counted: int, **more: object) -> None:
+    """Shown by pytest -s, and at the end of `make faults`."""
+    print(json.dumps({"fault": what, "count": counted, **more}), flush=True)
+
+
+def generator(what: str) -> np.random.Generator:
+    """The same draws on every run."""
+    return np.random.default_rng([len(what), *what.encode()])
