@@ -78,9 +78,10 @@ def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Te
     """
     with Saver(directory, config) as saver:
         run = Run(task, config, params, directory, tell or Tell(), saver)
-        run.go_on() if resume else run.start()
-        run.all_steps()
-        return run.training.params, run.last or run.look(None), run.at.gradient_error
+        with enough_memory(run):
+            run.go_on() if resume else run.start()
+            run.all_steps()
+            return run.training.params, run.last or run.look(None), run.at.gradient_error
 
 
 class Run:
@@ -139,21 +140,19 @@ class Run:
     def one_step(self) -> None:
         number = self.at.step + 1
         batch = self.task.batches(self.config.seed, self.at.data)
-        with enough_memory(self.config, number):
-            try:
-                self.training, metrics = self.step(self.training, batch)
-            except (TypeError, ValueError) as error:
-                raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
-            self.waiting.append(Taken(number, self.at.data, batch, metrics))
-            self.at.step, self.at.data = number, self.at.data + 1
-            self.judge(self.behind)
+        try:
+            self.training, metrics = self.step(self.training, batch)
+        except (TypeError, ValueError) as error:
+            raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
+        self.waiting.append(Taken(number, self.at.data, batch, metrics))
+        self.at.step, self.at.data = number, self.at.data + 1
+        self.judge(self.behind)
 
     def judge(self, behind: int) -> None:
         """Looks at the metrics of all steps but the last `behind`: the device is not waited for while it works."""
         while len(self.waiting) > behind:
             taken = self.waiting.pop(0)
-            with enough_memory(self.config, taken.number):
-                metrics = jax.device_get(taken.metrics)
+            metrics = jax.device_get(taken.metrics)
             if metrics["finite"]:
                 row = {"step": taken.number, "loss": float(metrics["loss"]), **{name: float(metrics[name]) for name in NORMS}}
                 self.log.add(row)
@@ -243,14 +242,14 @@ class Run:
 
 
 @contextmanager
-def enough_memory(config: TrainConfig, step: int) -> Iterator[None]:
+def enough_memory(run: Run) -> Iterator[None]:
     """Memory that runs out becomes a Failure that says what needs less."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        parts = 2 * config.accumulate
-        said = (str(error) or "MemoryError").splitlines()[0]
-        raise Failure(f"step {step}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the same gradient "
-                      "in parts), or checkpoint(...) around the layers that keep most. What was saved is whole") from error
+        said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * run.config.accumulate
+        raise Failure(f"at step {run.at.step}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the same "
+                      "gradient in parts), or checkpoint(...) around the layers that keep most. What was saved is whole: --resume "
+                      "goes on from it") from error
