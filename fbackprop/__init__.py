@@ -39,6 +39,7 @@ _HOME = {
     "models.gpt": "gpt",
     "models.recommender": "recommender",
     "train.step": "make_step update",
+    "train.parallel": "ask_for devices replicate shard data_parallel",
     "train.scaling": "LossScale adjust unscale all_finite",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

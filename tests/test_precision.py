@@ -22,6 +22,8 @@ from fbackprop import (
     chain,
     convnet,
     dense,
+    embedding,
+    from_function,
     frozen,
     gpt,
     graft,
@@ -201,6 +203,14 @@ def test_the_output_and_the_weights_have_the_dtype_of_the_policy():
     dparams, dx = net.backward(params, residuals, y)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(dparams)} == {"bfloat16"}
     assert dx.dtype == jnp.float32
+    table = with_precision(embedding(3, 2), Precision("bfloat16", "float16", "float32")).init(KEY, LABELS)["w"]
+    assert table.dtype == jnp.bfloat16  # tokens have no floating dtype to tell it
+
+
+def test_a_layer_of_the_user_s_may_widen_its_output():
+    net = chain(dense(3), from_function(lambda params, x: x.astype(jnp.float32) ** 2), dense(2))
+    params = net.init(KEY, jnp.ones((2, 5)))
+    assert seen(with_precision(net, BF16), params, jnp.ones((2, 5)))["2"] == {"bfloat16"}
 
 
 # ---- what is left out
