@@ -118,8 +118,8 @@ def kept_bytes(net, params, x):
 # ---- gradients
 
 
-@pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "bfloat16") for name in MODELS), ("resnet", "float16"),
+                                             ("gpt", "float16")])
 def test_gradients_are_as_near_float32_s_as_those_of_jax(name, dtype):
     """jax.grad of the same rounded forward is the measure: how far rounding moves a gradient is the net's doing.
 
@@ -140,7 +140,7 @@ def test_gradients_are_as_near_float32_s_as_those_of_jax(name, dtype):
     assert whole <= 16 * eps  # measured: 7 eps at most, the resnet, whose batch norms divide by what eight images vary
 
 
-@pytest.mark.parametrize("name", ["resnet", "gpt"])
+@pytest.mark.parametrize("name", ["resnet", "lstm"])
 def test_the_policy_of_float32_changes_no_bit(name):
     for got, wanted in zip(jax.tree.leaves(gradients(name, "float32")), jax.tree.leaves(gradients(name)), strict=True):
         assert np.array_equal(got, wanted)
@@ -182,16 +182,15 @@ def test_products_take_narrow_numbers_and_half_is_kept(name, dtype):
     assert kept_bytes(narrow, params, x) <= 0.53 * kept_bytes(net, params, x)
 
 
-def test_out_of_training_it_is_narrow_too_and_returns_float32():
-    for name in ("resnet", "gpt"):
-        net, loss, _, x, params = start(name)
-        given = (x[0], None) if loss is None else x
-        wanted = predict(inference(net))(params, given)
-        ways = [inference(with_precision(net, BF16)), with_precision(inference(net), BF16)]
-        first, second = (predict(way)(params, given) for way in ways)
-        assert first.dtype == jnp.float32
-        assert np.array_equal(first, second)
-        assert 0 < norm(first - wanted) <= 0.02 * norm(wanted)
+@pytest.mark.parametrize("name", ["resnet", "gpt"])
+def test_out_of_training_it_is_narrow_too_and_returns_float32(name):
+    net, loss, _, x, params = start(name)
+    given = (x[0], None) if loss is None else x
+    ways = [inference(net), inference(with_precision(net, BF16)), with_precision(inference(net), BF16)]
+    wanted, first, second = (jax.jit(predict(way))(params, given) for way in ways)
+    assert first.dtype == jnp.float32
+    assert np.array_equal(first, second)
+    assert 0 < norm(first - wanted) <= 0.02 * norm(wanted)
 
 
 def test_the_output_and_the_weights_have_the_dtype_of_the_policy():
@@ -236,7 +235,7 @@ def test_a_layer_that_is_kept_takes_and_gives_as_before_and_computes_in_float32(
     wide = {path for path, dtypes in seen(kept, params, x).items() if "bfloat16" not in dtypes}
     assert wide == {"1/0/0", "2/0", "2/1"}
     assert jax.tree.structure(kept.init(KEY, x)) == jax.tree.structure(params)
-    _, grads = value_and_grad(kept, mse())(params, (x, jnp.ones((4, 2))))
+    _, grads = jax.eval_shape(value_and_grad(kept, mse()), params, (x, jnp.ones((4, 2))))
     assert {leaf.dtype.name for leaf in jax.tree.leaves(grads)} == {"float32"}
     everything = with_precision(net, BF16, keep=("*",))
     assert set().union(*seen(everything, params, x).values()) == {"float32"}
@@ -320,9 +319,9 @@ def test_gradients_too_small_for_float16_survive_scaled():
     half = with_precision(net, PRECISIONS["float16"])
     batch = x, predict(half)(params, x) + 1e-4
     scale = LossScale(np.float32(2**13))
-    _, wanted = value_and_grad(net, mse())(params, batch)
-    _, lost = value_and_grad(half, mse())(params, batch)
-    _, scaled = value_and_grad(half, mse())(params, batch, scale.scale)
+    narrow = jax.jit(value_and_grad(half, mse()))
+    _, wanted = jax.jit(value_and_grad(net, mse()))(params, batch)
+    (_, lost), (_, scaled) = narrow(params, batch, np.float32(1)), narrow(params, batch, scale.scale)
     got = unscale(scaled, scale)
     assert 0 < norm(wanted[0]["w"]) < 1e-6
     eps = float(jnp.finfo(jnp.float16).eps)

@@ -27,7 +27,7 @@ def ask_for(n: int) -> None:
     """
     _expect_count(n)
     try:
-        if n > jax.config.jax_num_cpu_devices:
+        if n > jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
             jax.config.update("jax_num_cpu_devices", n)
     except RuntimeError:  # jax has begun: there are as many as there are
         pass
@@ -48,10 +48,10 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def shard(batch: Any, mesh: Mesh) -> Any:
-    """`batch` with the leading axis of every leaf split over the devices, before the step, so that each is sent its share alone.
+    """`batch` with the leading axis of every leaf split over the devices: each is sent its share alone.
 
-    A batch that the devices do not divide is sent whole to each: jax has no array in unequal parts. It is divided inside the
-    step, by `data_parallel`. Raises ValueError for a leaf without axes.
+    A batch that the devices do not divide is sent whole to each, for jax has no array in unequal parts; `data_parallel` divides
+    it inside the step. Raises ValueError for a leaf without axes.
     """
     leaves = jax.tree.leaves(batch)
     for leaf in leaves:
