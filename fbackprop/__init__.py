@@ -41,6 +41,7 @@ _HOME = {
     "models.recommender": "recommender",
     "train.step": "make_step update",
     "train.accumulate": "accumulate microbatches",
+    "train.parallel": "ask_for devices replicate shard data_parallel",
     "train.scaling": "LossScale adjust unscale all_finite",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}

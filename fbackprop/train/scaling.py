@@ -38,7 +38,7 @@ def adjust(loss_scale: LossScale, finite: Any, patience: int = 2000, least: floa
 
 def unscale(grads: Tree, loss_scale: LossScale) -> Tree:
     """`grads` of a value whose seed was `loss_scale.scale`, divided by it; Next, no gradient, as it is."""
-    return jax.tree.map(lambda g: g if is_carried(g) else g / loss_scale.scale.astype(g.dtype), grads, is_leaf=is_carried)
+    return jax.tree.map(lambda g: g if is_carried(g) else g / jnp.asarray(loss_scale.scale, g.dtype), grads, is_leaf=is_carried)
 
 
 def all_finite(grads: Tree) -> jax.Array:
