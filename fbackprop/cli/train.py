@@ -50,11 +50,14 @@ def run(argv: list[str]) -> int:
     from ..train.builtin import load_task
     from ..train.look import plan
     from ..train.loop import Tell, fit
+    from ..train.parallel import ask_for
     from ..train.recipe import start
     from ..train.rundir import open_run
 
     if options.force and options.resume:
         raise Problem("force and resume: expected one of them, got both. --force replaces a run, --resume goes on with it")
+    if config.devices > 1:
+        ask_for(config.devices)
     task = load_task(config)
     total = plan(task, config)
     params, batch = start(task, config)

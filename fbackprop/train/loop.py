@@ -18,7 +18,7 @@ from .config import TrainConfig
 from .log import Log
 from .look import Epoch, Plan, looker, plan
 from .optimizer import optimizer
-from .recipe import computed, gradients
+from .recipe import computed, gradients, placed
 from .saver import Saver
 from .task import Task
 from .training import NORMS, Training, begin, make_training_step
@@ -92,7 +92,8 @@ class Run:
         self.total: Plan = plan(task, config)
         self.tx = optimizer(config, self.total.steps)
         self.step = make_training_step(gradients(task, config), self.tx, config.on_nonfinite == "skip")
-        self.first = lambda: begin(jax.tree.map(jnp.copy, params), self.tx, config.precision == "float16")
+        self.place, self.place_batch = placed(config)
+        self.first = lambda: self.place(begin(jax.tree.map(jnp.copy, params), self.tx, config.precision == "float16"))
         self.training: Training = self.first()
         self.at = Progress()
         self.last: Epoch | None = None
@@ -115,7 +116,7 @@ class Run:
             self.tell.say(f"{self.directory}: no checkpoint to go on from, starting at step 0")
             self.start()
             return
-        self.training, header = found
+        self.training, header = self.place(found[0]), found[1]
         self.at = Progress(**header["progress"])
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
@@ -141,7 +142,7 @@ class Run:
         number = self.at.step + 1
         batch = self.task.batches(self.config.seed, self.at.data)
         try:
-            self.training, metrics = self.step(self.training, batch)
+            self.training, metrics = self.step(self.training, self.place_batch(batch))
         except (TypeError, ValueError) as error:
             raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
         self.waiting.append(Taken(number, self.at.data, batch, metrics))
@@ -223,8 +224,7 @@ class Run:
         self.waiting.clear()
         self.at.step, self.at.data = taken.number - 1, taken.data
         if not lost:
-            guard = self.training.guard._replace(halted=jnp.bool_(False), skipped=jnp.int32(0))
-            self.training = self.training._replace(guard=guard)
+            self.training = self.training._replace(guard=self.training.guard._replace(halted=jnp.bool_(False)))
             self.save()
             self.saver.wait()
         self.log.add({**event, "event": "halted"})
@@ -234,7 +234,9 @@ class Run:
         """To the newest checkpoint, and on with the batch after the one that did it; saved at once: a kill does not undo it."""
         restores, self.waiting = self.at.restores + 1, []
         found = self.saver.newest(self.training, self.tell.say)
-        self.training, self.at = (self.first(), Progress()) if found is None else (found[0], Progress(**found[1]["progress"]))
+        self.training, self.at = self.first(), Progress()
+        if found is not None:
+            self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
         self.at.restores, self.at.data = restores, taken.data + 1
         self.log.add({**event, "event": "went back", "to": self.at.step})
         self.save()

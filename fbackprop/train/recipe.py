@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from ..problem import Problem
 from ..rewrite.precision import PRECISIONS, with_precision
 from .accumulate import accumulate, microbatches
 from .config import TrainConfig
+from .parallel import data_parallel, devices, replicate, shard
 from .task import Task
 
 
@@ -24,10 +27,20 @@ def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
     """`(params, batch, seed)`: by the hand-written chain or by jax, in one piece or in parts, in the precision asked for."""
     how = value_and_grad if config.backward == "manual" else auto_value_and_grad
     whole = how(computed(task, config), task.loss)
+    if config.devices > 1:
+        whole = data_parallel(whole, devices(config.devices))
     if config.accumulate == 1:
         return whole
     of_parts = accumulate(whole, task.weight)
     return lambda params, batch, seed=1.0: of_parts(params, microbatches(batch, config.accumulate), seed)
+
+
+def placed(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any], Any]]:
+    """(where a Training is put, where a batch is put): whole on every device, and split over them."""
+    if config.devices == 1:
+        return (lambda tree: tree), (lambda batch: batch)
+    mesh = devices(config.devices)
+    return partial(replicate, mesh=mesh), partial(shard, mesh=mesh)
 
 
 def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
