@@ -18,6 +18,7 @@ from ..layer import Tree
 from ..problem import Problem
 
 AXIS = "batch"
+CPUS = "jax_num_cpu_devices"
 
 
 def ask_for(n: int) -> None:
@@ -27,8 +28,8 @@ def ask_for(n: int) -> None:
     """
     _expect_count(n)
     try:
-        if n > jax.config.jax_num_cpu_devices:  # type: ignore[attr-defined]
-            jax.config.update("jax_num_cpu_devices", n)
+        if n > getattr(jax.config, CPUS):
+            jax.config.update(CPUS, n)
     except RuntimeError:  # jax has begun: there are as many as there are
         pass
     _expect_there(n)
