@@ -18,6 +18,7 @@ from ..problem import Problem
 VERBS = {
     "train": "train a model by the hand-written chain, checked against jax.grad as it goes",
     "verify": "prove every rule by independent oracles, or check your own layer or network",
+    "report": "what a run did, from its directory: a summary and figures",
     "info": "versions, devices, data, layers",
 }
 USAGE = f"""usage: fbackprop VERB [options]        fbackprop {__version__}: backpropagation you can read, check and change

@@ -29,7 +29,7 @@ class Log:
     def add(self, record: dict[str, Any]) -> None:
         """One line; a number that is not finite becomes the string nan, inf or -inf."""
         with writing(self.path):
-            self.file.write((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
+            self.file.write((json.dumps(plain(record), allow_nan=False) + "\n").encode())
             if time.monotonic() - self.handed_on > EVERY:
                 self.file.flush()
                 self.handed_on = time.monotonic()
@@ -60,9 +60,10 @@ def records(directory: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _finite(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """What JSON can hold: a number that is not finite as the string nan, inf or -inf."""
     if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
+        return [plain(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -41,10 +41,23 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
                     file.unlink()
                 (directory / METRICS).write_bytes(b"")
             else:
-                expect_config(directory / CONFIG, _read_toml(directory / CONFIG), config)
+                expect_config(directory / CONFIG, read_toml(directory / CONFIG), config)
             (directory / CHECKPOINTS).mkdir(exist_ok=True)
             (directory / CONFIG).write_text(to_toml(asdict(config)), encoding="utf-8")
             yield directory
+
+
+def at_work(directory: Path) -> bool:
+    """Whether a process is at work in the run now; False where that cannot be told."""
+    if not (directory / LOCK).exists():
+        return False
+    try:
+        with _locked(directory):
+            return False
+    except Locked:
+        return True
+    except OSError:  # somebody else's directory, which we may only read
+        return False
 
 
 def expect_config(where: Path, had: dict[str, Any], config: TrainConfig) -> None:
@@ -103,11 +116,14 @@ def _numbered(parent: Path, name: str, resume: bool) -> Path:
             number += 1
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """A run's config.toml. Raises FileProblem when it cannot be read or is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise FileProblem(f"{path}: expected the run's configuration, got: {error}") from error
+    except OSError as error:
+        raise FileProblem(f"{path}: expected the run's configuration, got: {error.strerror or error}") from error
 
 
 def to_toml(table: dict[str, Any]) -> str:

@@ -1,0 +1,119 @@
+"""fbackprop report: what a run did, from its directory: a summary for the terminal, figures beside it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import Positional
+
+from .options import parse, screen
+
+if TYPE_CHECKING:
+    from ..explain.report import Report
+
+MOST = 40  # marks that are written out
+
+
+@dataclass(frozen=True)
+class Options:
+    """Tell what a run did, from its directory, and draw it. Also of a run that is still going on or came to a halt."""
+
+    run_dir: Positional[str]
+    """The run's directory, as fbackprop train printed it."""
+    out: str | None = None
+    """Where training.png, layers.png and first_layer.png go, replacing those there; RUN_DIR/report by default."""
+    text: bool = False
+    """No figures."""
+    json: bool = False
+    """The last line of stdout is one JSON object."""
+
+
+def run(argv: list[str]) -> int:
+    options = parse(Options, "report", argv)
+
+    from ..explain.history import read_run
+    from ..explain.report import FIGURES, draw, layer_names, report, task_of
+    from ..train.log import plain
+
+    directory = Path(options.run_dir)
+    history = read_run(directory)
+    task, why = task_of(history)
+    found = report(history, task, why)
+    console = screen()
+    show(console, found, layer_names(task))
+    figures, notes = ([], []) if options.text else draw(history, task, Path(options.out or directory / FIGURES))
+    for note in [*found.notes, *notes]:
+        console.print(f"note: {note}")
+    for figure in figures:
+        console.print(str(figure), soft_wrap=True)
+    if options.json:
+        result = {"verb": "report", "run_dir": str(directory), **found.as_json, "figures": [str(path) for path in figures]}
+        print(json.dumps(plain({**result, "notes": [*found.notes, *notes]}), allow_nan=False))
+    return 0
+
+
+def show(console: Console, found: Report, names: dict[str, str]) -> None:
+    """The Report as text: the run, its scores, what happened, its layers."""
+    steps = f"{found.step}" + (f" of {found.steps}" if found.steps else "") + " steps"
+    epochs = "" if found.epoch is None else f", {found.epoch} of {found.epochs} epochs"
+    seconds = "" if found.seconds is None else f", {found.seconds:.1f} s"
+    console.print(f"{found.model}: {found.status}, {steps}{epochs}{seconds}")
+    console.print(", ".join(f"{name} {value}" for name, value in found.settings.items()))
+    if found.gradient_error is not None:
+        console.print(f"largest difference from jax.grad {found.gradient_error:.1e} (bound 1e-05)")
+    if found.scores:
+        console.print(scores_table(found))
+    for line in mark_lines(found.marks):
+        console.print(line)
+    if found.layers:
+        console.print(layers_table(found, names))
+
+
+def scores_table(found: Report) -> Table:
+    """First, last and best of every measured quantity."""
+    from ..explain.history import SCORES
+
+    table = Table("", *(heading(name) for name in ("first", "last", "best", "at step")))
+    for key, score in found.scores.items():
+        best = "-" if score.best is None else f"{score.best:.4f}"
+        table.add_row(SCORES[key], f"{score.first:.4f}", f"{score.last:.4f}", best, str(score.best_step or 0))
+    return table
+
+
+def heading(name: str) -> Any:
+    from rich.table import Column
+
+    return Column(name, justify="right")
+
+
+def mark_lines(marks: list) -> list[str]:
+    """Events and alerts in order, a line each; what comes again and again is one line, the middle of very many left out."""
+    lines: list[tuple[str, int, Any]] = []
+    for mark in marks:
+        if lines and (mark.kind, mark.layer, mark.ended) == (lines[-1][2].kind, lines[-1][2].layer, lines[-1][2].ended):
+            first, count, _ = lines[-1]
+            lines[-1] = (first, count + 1, mark)
+        else:
+            lines.append((f"step {mark.step}: {'alert, ' * mark.alert}{mark.text}{', ended' * mark.ended}", 1, mark))
+    said = [text + (f" ({count} times, the last at step {last.step})" if count > 1 else "") for text, count, last in lines]
+    if len(said) > MOST:
+        said[MOST // 2:-MOST // 2] = [f"... {len(said) - MOST} more ..."]
+    return said
+
+
+def layers_table(found: Report, names: dict[str, str]) -> Table:
+    """A row per layer of the last look, a column for each quantity that is known of any."""
+    from ..explain.report import COLUMNS, label
+
+    columns = [key for key in COLUMNS if any(key in about for about in found.layers.values())]
+    table = Table("layer", *(heading(COLUMNS[key]) for key in columns), title=f"layers at step {found.layers_step}",
+                  title_justify="left")
+    for path, about in found.layers.items():
+        shares = {key: f"{about[key]:.1%}" for key in ("dead", "saturated") if key in about}
+        table.add_row(label(path, names), *(shares.get(key) or (f"{about[key]:.3g}" if key in about else "") for key in columns))
+    return table

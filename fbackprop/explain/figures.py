@@ -1,0 +1,157 @@
+"""A run as figures, 1200 pixels wide: training.png and layers.png. Needs matplotlib; nothing here touches its global state."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .history import GRADIENT, RATIO, UPDATE, WEIGHTS, History, Mark, Row, layer_series, series
+from .report import label
+
+DPI, WIDE = 100, 12.0
+# told apart by colour-blind eyes too (Okabe and Ito 2008); without the yellow, which is pale on white
+CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", ":", "-.")
+RAW, EVENT_RED, ALERT_ORANGE, OVER = "#9ecae1", "#b2182b", "#E69F00", "#999999"
+USUAL = 1e-3  # of the update-to-weight ratio, where training goes neither too fast nor too slowly
+LABELS, LEGEND = 12, 22  # how many there is room for
+
+
+def panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
+    """A Figure of panels (heights in inches) one above the other, sharing the steps."""
+    figure = Figure(figsize=(WIDE, sum(heights) + 0.6), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
+    axes = list(grid[:, 0])
+    for ax in axes:
+        ax.grid(True, color="#e5e5e5", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[-1].set_xlabel("step")
+    return figure, axes
+
+
+def training(history: History) -> Figure | None:
+    """Loss of each step, raw and smoothed, and out of training; accuracy or rmse below; what happened, in place."""
+    score = next((key for key in ("test_accuracy", "test_rmse") if series(history.epochs, key)[0]), None)
+    if not (history.steps or history.epochs or history.marks):
+        return None
+    figure, axes = panels([4.6] + [2.2] * (score is not None))
+    figure.suptitle(f"{history.config.model}: {history.step} steps, {history.status}", fontsize=13)
+    _loss(axes[0], history)
+    if score is not None:
+        steps, values = series(history.epochs, score)
+        axes[1].plot(steps, values, "o-", color=CYCLE[2], markersize=4)
+        axes[1].set_ylabel(score.replace("_", " "))
+        if np.isfinite(values[-1]):
+            axes[1].annotate(f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, -14), textcoords="offset points",
+                             ha="right", color=CYCLE[2])
+    for ax in axes:
+        _mark(ax, history.marks, written=ax is axes[0])
+    return figure
+
+
+def _loss(ax: Axes, history: History) -> None:
+    steps, losses = series(history.steps, "loss")
+    width = max(1, len(losses) // 40)
+    ax.plot(steps, losses, color=RAW, linewidth=0.9, label="loss of a step")
+    if width > 1:
+        ax.plot(steps, smooth(losses, width), color=CYCLE[0], linewidth=2, label=f"its mean over {width} steps")
+    at, test = series(history.epochs, "test_loss")
+    ax.plot(at, test, "o-", color=CYCLE[1], linewidth=1.4, markersize=4, label="test loss")
+    _log(ax, [*losses, *test])
+    ax.set_ylabel("loss")
+    ax.legend(loc="upper right", framealpha=0.9)
+
+
+def smooth(values: list[float], width: int) -> np.ndarray:
+    """The mean over `width` values around each, fewer at the ends, of those that are finite; NaN where none is."""
+    x = np.asarray(values, np.float64)
+    good = np.isfinite(x)
+    window = np.ones(min(width, len(x)))
+    total, count = (np.convolve(a, window, "same") for a in (np.where(good, x, 0.0), good.astype(float)))
+    return np.where(count > 0.5, total / np.maximum(count, 1), np.nan)
+
+
+def _log(ax: Axes, values: list[float]) -> None:
+    """A log axis unless a number is below 0 or none is above."""
+    finite = [value for value in values if np.isfinite(value)]
+    if finite and min(finite) >= 0 and max(finite) > 0:
+        ax.set_yscale("log", nonpositive="mask")
+
+
+def _mark(ax: Axes, marks: list[Mark], written: bool) -> None:
+    """A vertical line a mark; a word to each where there is room, to the first of a kind everywhere."""
+    low, high = ax.get_xlim()
+    free, seen = -np.inf, set()
+    for mark in sorted(marks, key=lambda mark: mark.step):
+        color = OVER if mark.ended else ALERT_ORANGE if mark.alert else EVENT_RED
+        ax.axvline(mark.step, color=color, linewidth=1.2, linestyle="--" if mark.alert else "-", alpha=0.8)
+        words = " ".join([mark.kind, *([mark.layer] * bool(mark.layer)), *(["ended"] * mark.ended)])
+        if written and mark.step >= free and (len(seen) < LABELS or words not in seen):
+            seen.add(words)
+            free = mark.step + 0.022 * max(high - low, 1)
+            ax.annotate(words, (mark.step, 0.02), xycoords=("data", "axes fraction"), xytext=(2, 0),
+                        textcoords="offset points", rotation=90, va="bottom", fontsize=9, color=color,
+                        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8})
+
+
+def layers(history: History, names: dict[str, str]) -> Figure | None:
+    """Gradient norm, update-to-weight ratio and weight norm of every layer over the steps; of the whole net where a run has
+    no looks at its layers.
+    """
+    shown = [(GRADIENT, "gradient norm"), (RATIO, "update norm / weight norm"), (WEIGHTS, "weight norm")]
+    found = {key: layer_series(history, key) or _whole(history, key) for key, _ in shown}
+    shown = [(key, words) for key, words in shown if found[key]]
+    if not shown:
+        return None
+    order = list(dict.fromkeys(path for key, _ in shown for path in found[key]))
+    styles = _styles([path for path in order if path != WHOLE])
+    figure, axes = panels([3.0] * len(shown))
+    figure.suptitle(f"{history.config.model}: its layers over {history.step} steps", fontsize=13)
+    for ax, (key, words) in zip(axes, shown):
+        for path, (steps, values) in found[key].items():
+            color, style = styles.get(path, ("#555555", "-"))
+            few = {"marker": "o", "markersize": 3} if len(steps) <= 30 else {}
+            ax.plot(steps, values, color=color, linestyle=style, linewidth=1.4, **few)
+        _log(ax, [value for _, values in found[key].values() for value in values])
+        ax.set_ylabel(words)
+        if key == RATIO:
+            ax.axhline(USUAL, color="black", linewidth=1, linestyle=(0, (1, 2)))
+            ax.annotate(f"usual: {USUAL:g}", (0.005, USUAL), xycoords=("axes fraction", "data"), fontsize=9, va="bottom")
+    _legend(figure, axes, order, names, styles)
+    return figure
+
+
+WHOLE = "the whole net"
+
+
+def _whole(history: History, key: str) -> dict[str, tuple[list[int], list[float]]]:
+    """Of the steps' own rows: there the norms are over all layers."""
+    if key != RATIO:
+        steps, values = series(history.steps, key)
+    else:
+        rows: list[Row] = [{"step": row["step"], RATIO: row[UPDATE] / row[WEIGHTS]} for row in history.steps
+                           if isinstance(row.get(UPDATE), float) and isinstance(row.get(WEIGHTS), float) and row[WEIGHTS]]
+        steps, values = series(rows, RATIO)
+    return {WHOLE: (steps, values)} if steps else {}
+
+
+def _styles(order: list[str]) -> dict[str, tuple]:
+    """Few layers by colour; many by depth, dark first, in turning line styles."""
+    if len(order) <= len(CYCLE):
+        return {path: (CYCLE[i], "-") for i, path in enumerate(order)}
+    depth = colormaps["viridis"]
+    return {path: (depth(0.92 * i / (len(order) - 1)), STYLES[i % 4]) for i, path in enumerate(order)}
+
+
+def _legend(figure: Figure, axes: list[Axes], order: list[str], names: dict[str, str], styles: dict[str, tuple]) -> None:
+    every = -(-len(order) // LEGEND)
+    handles = []
+    for path in order[::every]:
+        color, style = styles.get(path, ("#555555", "-"))
+        words = WHOLE if path == WHOLE else label(path, names)
+        handles += axes[0].plot([], [], color=color, linestyle=style, linewidth=2, label=words)
+    title = "layer" if every == 1 else f"every {every}th of {len(order)} layers"
+    figure.legend(handles=handles, loc="outside right upper", title=title, fontsize=9, frameon=False)

@@ -1,0 +1,171 @@
+"""first_layer.png: what the first layer has learned, and its gradient on one batch, as images; a row for each checkpoint kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from ..compose import value_and_grad
+from ..layer import paths
+from ..problem import Problem
+from ..train.checkpoint import Damaged, Stored, fill, read
+from ..train.recipe import start
+from ..train.rundir import CHECKPOINTS
+from ..train.saver import files
+from ..train.task import Task
+from .figures import DPI, WIDE
+from .history import History
+from .report import label
+
+PARAMS = "params/"  # what the names of a checkpoint's weights begin with
+UNITS, COLUMNS, ROWS = 16, 8, 6  # images a picture, images in its row, checkpoints a figure
+SMALL_IMAGE = 256  # inputs that are taken for a flattened square image: at least 16 x 16
+
+Moment = tuple[int, np.ndarray, np.ndarray | None]  # (step, weights, their gradient where it is known)
+
+
+def first_layer(history: History, task: Task | None, names: dict[str, str]) -> tuple[Figure | None, str]:
+    """(the figure, a note on what is missing from it): None without a whole checkpoint that has a matrix of weights."""
+    kept, notes = _whole(files(history.directory / CHECKPOINTS)[-ROWS:])
+    path = next((name for name, leaf in kept[-1][1].items() if _is_matrix(name, leaf)), None) if kept else None
+    if path is None:
+        what = "matrix of weights in the checkpoint" if kept else "whole checkpoint yet"
+        return None, "; ".join([*notes, f"no {what}, so no first_layer.png"])
+    path = path.removeprefix(PARAMS)
+    gradient, batch = None, None
+    if task is not None:
+        try:
+            gradient, batch = _gradient_of(history, task, path)
+        except Problem as problem:
+            notes.append(f"first_layer.png without gradients: {problem}")
+    moments: list[Moment] = []
+    for file, leaves in kept:
+        weights = _array(leaves[PARAMS + path])
+        try:
+            moments.append((_step(file), weights, None if gradient is None else gradient(leaves, file)))
+        except Problem as problem:
+            moments.append((_step(file), weights, None))
+            notes.append(f"first_layer.png without gradients: {problem}")
+    layer, _, leaf = path.rpartition("/")
+    shape = _image(moments[-1][1], names.get(layer, ""), batch)
+    return _figure(moments, f"{label(layer, names)}, {leaf} {list(moments[-1][1].shape)}", shape), "; ".join(notes)
+
+
+def _whole(found: list[Path]) -> tuple[list[tuple[Path, dict[str, Stored]]], list[str]]:
+    kept, notes = [], []
+    for file in found:
+        try:
+            kept.append((file, read(file)[1]))
+        except (Damaged, Problem) as problem:
+            notes.append(str(problem))
+    return kept, notes
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.rpartition("-")[2])
+
+
+def _is_matrix(name: str, leaf: Stored) -> bool:
+    if not name.startswith(PARAMS) or leaf.dtype.partition(" ")[0] in ("key", "python") or leaf.array.ndim < 2:
+        return False
+    return jnp.issubdtype(jnp.dtype(leaf.dtype), jnp.floating) and leaf.array.size > 0
+
+
+def _array(leaf: Stored) -> np.ndarray:
+    return np.asarray(leaf.array.view(jnp.dtype(leaf.dtype)), np.float32)
+
+
+def _gradient_of(history: History, task: Task, path: str) -> tuple[Any, Any]:
+    """(`gradient(leaves, file)` of the loss by the weights at `path`, always on the run's first batch; that batch).
+
+    In float32 on one device, however the run computes. Raises Problem when the task no longer fits itself.
+    """
+    config = replace(history.config, devices=1, accumulate=1, precision="float32", backward="manual")
+    params, batch = start(task, config)
+    value_and_gradient = jax.jit(value_and_grad(task.net, task.loss))
+
+    def gradient(leaves: dict[str, Stored], file: Path) -> np.ndarray | None:
+        own = {name: leaf for name, leaf in leaves.items() if name.startswith(PARAMS)}
+        filled = fill({"params": params}, own, file)["params"]  # type: ignore[call-overload,index]
+        found = paths(value_and_gradient(filled, batch)[1]).get(path)
+        return None if found is None else np.asarray(found, np.float32)
+
+    return gradient, batch
+
+
+def _image(weights: np.ndarray, name: str, batch: Any) -> tuple[int, int] | None:
+    """(height, width) of the image a unit looks at: a kernel's own, or that of a dense layer's inputs; None for no image."""
+    if weights.ndim == 4:
+        return weights.shape[0], weights.shape[1]
+    if weights.ndim != 2 or (name and not name.startswith("dense")):
+        return None
+    x = batch[0] if isinstance(batch, tuple) and batch else None
+    shape = tuple(n for n in np.shape(x)[1:] if n != 1) if hasattr(x, "shape") else ()
+    if len(shape) == 2 and math.prod(shape) == len(weights):
+        return shape[0], shape[1]
+    side = math.isqrt(len(weights))
+    return (side, side) if side * side == len(weights) >= SMALL_IMAGE else None
+
+
+def picture(weights: np.ndarray, image: tuple[int, int] | None) -> np.ndarray:
+    """The first UNITS units as images in a grid with NaN between them, or the weights as one matrix, the longer side across."""
+    if image is None:
+        flat = weights.reshape(-1, weights.shape[-1])
+        return flat if flat.shape[0] <= flat.shape[1] else flat.T
+    units = weights.reshape(*image, -1, weights.shape[-1])[:, :, 0, :UNITS]  # of a kernel the first channel that comes in
+    rows = -(-units.shape[-1] // COLUMNS)
+    gap = max(1, image[0] // 14)
+    tall, wide = image[0] + gap, image[1] + gap
+    grid = np.full((rows * tall - gap, min(COLUMNS, units.shape[-1]) * wide - gap), np.nan, np.float32)
+    for i in range(units.shape[-1]):
+        row, column = divmod(i, COLUMNS)
+        grid[row * tall:row * tall + image[0], column * wide:column * wide + image[1]] = units[..., i]
+    return grid
+
+
+def _figure(moments: list[Moment], what: str, image: tuple[int, int] | None) -> Figure:
+    sides = [("weights", 1)] + [("gradient", 2)] * any(gradient is not None for _, _, gradient in moments)
+    height = 1.9 if image is None else max(1.2, 0.5 + WIDE / len(sides) * _tallness(picture(moments[0][1], image)))
+    figure = Figure(figsize=(WIDE, 1.5 + height * len(moments)), dpi=DPI, layout="constrained")
+    figure.suptitle(f"layer {what}: {_words(moments[0][1], image)}", fontsize=13)
+    axes = figure.subplots(len(moments), len(sides), squeeze=False)
+    for column, (side, index) in enumerate(sides):
+        scale = _scale([moment[index] for moment in moments])  # type: ignore[misc]
+        drawn: AxesImage | None = None
+        for row, moment in enumerate(moments):
+            ax, values = axes[row, column], moment[index]
+            ax.set_axis_off()
+            if values is not None:
+                norm = float(np.linalg.norm(values))
+                ax.set_title(f"{side}, step {moment[0]}, norm {norm:.3g}", fontsize=11)
+                drawn = ax.imshow(picture(values, image), cmap="RdBu_r", vmin=-scale, vmax=scale,
+                                  aspect="auto" if image is None else "equal", interpolation="nearest" if image else "auto")
+        if drawn is not None:
+            figure.colorbar(drawn, ax=list(axes[:, column]), location="bottom", shrink=0.6, aspect=40, extend="both", label=side)
+    return figure
+
+
+def _words(weights: np.ndarray, image: tuple[int, int] | None) -> str:
+    if image is None:
+        return "all its weights"
+    channel = " (first channel)" if weights.ndim == 4 and weights.shape[2] > 1 else ""
+    return f"the first {min(UNITS, weights.shape[-1])} units as {image[0]} x {image[1]} images{channel}"
+
+
+def _tallness(grid: np.ndarray) -> float:
+    return grid.shape[0] / grid.shape[1]
+
+
+def _scale(arrays: list[np.ndarray | None]) -> float:
+    """Of colours, the same both ways from 0: all but the largest half percent fit in."""
+    sizes = [np.abs(array[np.isfinite(array)]).ravel() for array in arrays if array is not None]
+    largest = float(np.percentile(np.concatenate(sizes), 99.5)) if sizes and sum(map(len, sizes)) else 0.0
+    return largest or 1.0

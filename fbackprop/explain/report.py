@@ -1,0 +1,169 @@
+"""What a run's directory tells: its numbers in one Report, its figures beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..compose import map_layers_with_path
+from ..layer import Layer
+from ..problem import Problem
+from ..train.builtin import load_task
+from ..train.look import plan
+from ..train.rundir import writing
+from ..train.task import Task
+from .history import GRADIENT, LOOK, RATIO, SCORES, SHARES, WEIGHTS, History, Mark, Row, finite, number_of, series
+
+FIGURES = "report"  # the directory in a run's own
+COLUMNS = {GRADIENT: "gradient norm", WEIGHTS: "weight norm", RATIO: "update / weight", **SHARES, "y_rms": "rms of output"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One measured quantity over a run: the first, the last and the best finite value, and the step of that."""
+
+    first: float
+    last: float
+    best: float | None
+    best_step: int | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """The run in numbers. steps, epochs: how many it was to take, None where that is not known.
+
+    layers: by path, what the last look (at layers_step) says. notes: what is missing, and why.
+    """
+
+    model: str
+    settings: dict[str, Any]
+    status: str
+    step: int
+    steps: int | None
+    epoch: int | None
+    epochs: int | None
+    seconds: float | None
+    gradient_error: float | None
+    scores: dict[str, Score]
+    marks: list[Mark]
+    layers_step: int | None
+    layers: dict[str, dict[str, float]]
+    notes: list[str]
+
+    @property
+    def as_json(self) -> Row:
+        """Under the names of the command line: a flat object but for scores, marks and layers."""
+        found = asdict(self)
+        settings, notes = found.pop("settings"), found.pop("notes")
+        return {"model": found.pop("model"), "backward": settings["backward"], **found, "notes": notes}
+
+
+def task_of(history: History) -> tuple[Task | None, str]:
+    """(the run's own task, ""), or (None, why there is none): its file or its data may be gone."""
+    try:
+        return load_task(history.config), ""
+    except Problem as problem:
+        return None, str(problem)
+
+
+def layer_names(task: Task | None) -> dict[str, str]:
+    """By path: a layer without parts, or the outermost that has weights of its own there."""
+    found: dict[str, str] = {}
+
+    def see(path: str, layer: Layer) -> Layer:
+        found.setdefault(path, layer.name)  # parts come before the whole
+        return layer
+
+    if task is not None:
+        map_layers_with_path(task.net, see)
+    return found
+
+
+def label(path: str, names: dict[str, str]) -> str:
+    """A layer as people read it: its path and what it is, without the insides of a combinator."""
+    name = names.get(path, "")
+    return f"{path or 'net'} {name if len(name) <= 40 else name.partition('(')[0]}".rstrip()
+
+
+def report(history: History, task: Task | None, why: str = "") -> Report:
+    """The numbers of a run, however far it came."""
+    config, last = history.config, history.epochs[-1] if history.epochs else {}
+    errors = series(history.epochs, "gradient_error")[1]
+    layers_step, layers = _last_look(history)
+    notes = [f"no task, so no names of layers and no gradients: {why}"] * bool(why)
+    if history.unread:
+        notes.append(f"{history.unread} lines of metrics.jsonl after one that cannot be read are left out")
+    settings = {name: value for name, value in asdict(config).items() if value is not None and name != "model"}
+    return Report(config.model, settings, history.status, history.step, _planned(history, task), last.get("epoch"),
+                  last.get("epochs"), history.seconds, max(errors, key=_size, default=None), _scores(history), history.marks,
+                  layers_step, layers, notes)
+
+
+def _size(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+def _planned(history: History, task: Task | None) -> int | None:
+    if task is None:
+        return history.config.steps
+    try:
+        return plan(task, history.config).steps
+    except Problem:
+        return history.config.steps
+
+
+def _scores(history: History) -> dict[str, Score]:
+    found = {}
+    for key in SCORES:
+        steps, values = series(history.steps if key == "loss" else history.epochs, key)
+        better: Callable = max if key == "test_accuracy" else min
+        best = better(finite(values), default=None)
+        if values:
+            found[key] = Score(values[0], values[-1], best, None if best is None else steps[values.index(best)])
+    return found
+
+
+def _last_look(history: History) -> tuple[int | None, dict[str, dict[str, float]]]:
+    if history.looks:
+        row = history.looks[-1]
+        table = {path: about for path, about in row[LOOK].items() if isinstance(about, dict)}
+    elif history.epochs and isinstance(history.epochs[-1].get("gradient_norms"), dict):
+        row = history.epochs[-1]
+        table = {path: {GRADIENT: norm} for path, norm in row["gradient_norms"].items()}
+    else:
+        return None, {}
+    known = {path: {key: number_of(about.get(key)) for key in COLUMNS} for path, about in table.items()}
+    return row["step"], {path: {key: value for key, value in about.items() if value is not None}
+                         for path, about in known.items()}
+
+
+def draw(history: History, task: Task | None, out: Path) -> tuple[list[Path], list[str]]:
+    """Draws what there is to draw into `out`; returns the files and notes on what there is not.
+
+    Raises Problem without matplotlib or when `out` is a file, FileProblem when it cannot be written.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise Problem(f"figures need {error.name}, which is not installed: pip install 'fbackprop[plot]', or --text for none"
+                      ) from error
+    from .figures import layers, training
+    from .first_layer import first_layer
+
+    if out.exists() and not out.is_dir():
+        raise Problem(f"{out}: expected a directory or nothing, got a file. Give --out another name")
+    names, notes = layer_names(task), []
+    made = {"training.png": training(history), "layers.png": layers(history, names)}
+    made["first_layer.png"], note = first_layer(history, task, names)
+    notes += [note] * bool(note)
+    notes += ["no step yet, so no training.png"] * (made["training.png"] is None)
+    notes += ["no look at the layers yet, so no layers.png"] * (made["layers.png"] is None)
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        for name, figure in made.items():
+            if figure is not None:
+                figure.savefig(out / name)
+    return [out / name for name, figure in made.items() if figure is not None], notes
