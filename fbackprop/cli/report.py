@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import Positional
 
 from .options import parse, screen
@@ -85,9 +85,7 @@ def scores_table(found: Report) -> Table:
     return table
 
 
-def heading(name: str) -> Any:
-    from rich.table import Column
-
+def heading(name: str) -> Column:
     return Column(name, justify="right")
 
 
@@ -108,12 +106,13 @@ def mark_lines(marks: list) -> list[str]:
 
 def layers_table(found: Report, names: dict[str, str]) -> Table:
     """A row per layer of the last look, a column for each quantity that is known of any."""
+    from ..explain.history import SHARES
     from ..explain.report import COLUMNS, label
 
     columns = [key for key in COLUMNS if any(key in about for about in found.layers.values())]
-    table = Table("layer", *(heading(COLUMNS[key]) for key in columns), title=f"layers at step {found.layers_step}",
-                  title_justify="left")
+    table = Table(Column("layer", no_wrap=True), *(heading(COLUMNS[key]) for key in columns),
+                  title=f"layers at step {found.layers_step}", title_justify="left")
     for path, about in found.layers.items():
-        shares = {key: f"{about[key]:.1%}" for key in ("dead", "saturated") if key in about}
-        table.add_row(label(path, names), *(shares.get(key) or (f"{about[key]:.3g}" if key in about else "") for key in columns))
+        shown = {key: f"{value:.1%}" if key in SHARES else f"{value:.3g}" for key, value in about.items()}
+        table.add_row(label(path, names), *(shown.get(key, "") for key in columns))
     return table

@@ -14,9 +14,10 @@ DPI, WIDE = 100, 12.0
 # told apart by colour-blind eyes too (Okabe and Ito 2008); without the yellow, which is pale on white
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", ":", "-.")
-RAW, EVENT_RED, ALERT_ORANGE, OVER = "#9ecae1", "#b2182b", "#E69F00", "#999999"
+RAW, EVENT_RED, ALERT_BROWN, OVER = "#9ecae1", "#b2182b", "#8c5109", "#777777"
 USUAL = 1e-3  # of the update-to-weight ratio, where training goes neither too fast nor too slowly
-LABELS, LEGEND = 12, 22  # how many there is room for
+LABELS, LEGEND = 24, 22  # how many there is room for
+FLOORS = (0.02, 0.3, 0.58)  # where the words of lines that lie close together begin
 
 
 def panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
@@ -82,19 +83,21 @@ def _log(ax: Axes, values: list[float]) -> None:
 
 
 def _mark(ax: Axes, marks: list[Mark], written: bool) -> None:
-    """A vertical line a mark; a word to each where there is room, to the first of a kind everywhere."""
+    """A vertical line a mark, with its words where there is room: beside, else above those of the line before."""
     low, high = ax.get_xlim()
-    free, seen = -np.inf, set()
+    before, height, said = -np.inf, FLOORS[0], 0
     for mark in sorted(marks, key=lambda mark: mark.step):
-        color = OVER if mark.ended else ALERT_ORANGE if mark.alert else EVENT_RED
+        color = OVER if mark.ended else ALERT_BROWN if mark.alert else EVENT_RED
         ax.axvline(mark.step, color=color, linewidth=1.2, linestyle="--" if mark.alert else "-", alpha=0.8)
+        near = mark.step - before < 0.025 * (high - low)
+        if not written or said >= LABELS or (near and height == FLOORS[-1]):
+            continue
+        height = FLOORS[FLOORS.index(height) + 1] if near else FLOORS[0]
+        before, said = mark.step, said + 1
         words = " ".join([mark.kind, *([mark.layer] * bool(mark.layer)), *(["ended"] * mark.ended)])
-        if written and mark.step >= free and (len(seen) < LABELS or words not in seen):
-            seen.add(words)
-            free = mark.step + 0.022 * max(high - low, 1)
-            ax.annotate(words, (mark.step, 0.02), xycoords=("data", "axes fraction"), xytext=(2, 0),
-                        textcoords="offset points", rotation=90, va="bottom", fontsize=9, color=color,
-                        bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8})
+        ax.annotate(words, (mark.step, height), xycoords=("data", "axes fraction"), xytext=(3, 0), textcoords="offset points",
+                    rotation=90, va="bottom", fontsize=9, color=color,
+                    bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8})
 
 
 def layers(history: History, names: dict[str, str]) -> Figure | None:
@@ -113,13 +116,15 @@ def layers(history: History, names: dict[str, str]) -> Figure | None:
     for ax, (key, words) in zip(axes, shown):
         for path, (steps, values) in found[key].items():
             color, style = styles.get(path, ("#555555", "-"))
-            few = {"marker": "o", "markersize": 3} if len(steps) <= 30 else {}
-            ax.plot(steps, values, color=color, linestyle=style, linewidth=1.4, **few)
-        _log(ax, [value for _, values in found[key].values() for value in values])
+            dots = "o" if len(steps) <= 30 else ""
+            ax.plot(steps, values, color=color, linestyle=style, linewidth=1.4, marker=dots, markersize=3)
+        if key != WEIGHTS:  # these hardly change
+            _log(ax, [value for _, values in found[key].values() for value in values])
         ax.set_ylabel(words)
         if key == RATIO:
             ax.axhline(USUAL, color="black", linewidth=1, linestyle=(0, (1, 2)))
-            ax.annotate(f"usual: {USUAL:g}", (0.005, USUAL), xycoords=("axes fraction", "data"), fontsize=9, va="bottom")
+            ax.annotate(f"usual: {USUAL:g}", (0.005, USUAL), xycoords=("axes fraction", "data"), fontsize=9, va="bottom",
+                        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.8}, zorder=5)
     _legend(figure, axes, order, names, styles)
     return figure
 

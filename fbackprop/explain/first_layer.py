@@ -1,15 +1,16 @@
-"""first_layer.png: what the first layer has learned, and its gradient on one batch, as images; a row for each checkpoint kept."""
+"""first_layer.png: the weights of the first layer and their gradient on one batch as images, a row for each checkpoint kept."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
@@ -28,8 +29,16 @@ from .report import label
 PARAMS = "params/"  # what the names of a checkpoint's weights begin with
 UNITS, COLUMNS, ROWS = 16, 8, 6  # images a picture, images in its row, checkpoints a figure
 SMALL_IMAGE = 256  # inputs that are taken for a flattened square image: at least 16 x 16
+COLORS = colormaps["RdBu_r"].with_extremes(bad="#b8b8b8")  # 0 is white, so what lies between images is grey
 
-Moment = tuple[int, np.ndarray, np.ndarray | None]  # (step, weights, their gradient where it is known)
+
+class Moment(NamedTuple):
+    """What the layer was at a step; the gradient where it is known."""
+
+    step: int
+    weights: np.ndarray
+    gradient: np.ndarray | None
+
 
 
 def first_layer(history: History, task: Task | None, names: dict[str, str]) -> tuple[Figure | None, str]:
@@ -50,13 +59,13 @@ def first_layer(history: History, task: Task | None, names: dict[str, str]) -> t
     for file, leaves in kept:
         weights = _array(leaves[PARAMS + path])
         try:
-            moments.append((_step(file), weights, None if gradient is None else gradient(leaves, file)))
+            moments.append(Moment(_step(file), weights, None if gradient is None else gradient(leaves, file)))
         except Problem as problem:
-            moments.append((_step(file), weights, None))
+            moments.append(Moment(_step(file), weights, None))
             notes.append(f"first_layer.png without gradients: {problem}")
     layer, _, leaf = path.rpartition("/")
-    shape = _image(moments[-1][1], names.get(layer, ""), batch)
-    return _figure(moments, f"{label(layer, names)}, {leaf} {list(moments[-1][1].shape)}", shape), "; ".join(notes)
+    shape = _image(moments[-1].weights, names.get(layer, ""), batch)
+    return _figure(moments, f"{label(layer, names)}, {leaf} {list(moments[-1].weights.shape)}", shape), "; ".join(notes)
 
 
 def _whole(found: list[Path]) -> tuple[list[tuple[Path, dict[str, Stored]]], list[str]]:
@@ -94,7 +103,7 @@ def _gradient_of(history: History, task: Task, path: str) -> tuple[Any, Any]:
 
     def gradient(leaves: dict[str, Stored], file: Path) -> np.ndarray | None:
         own = {name: leaf for name, leaf in leaves.items() if name.startswith(PARAMS)}
-        filled = fill({"params": params}, own, file)["params"]  # type: ignore[call-overload,index]
+        filled = fill({"params": params}, own, file)["params"]
         found = paths(value_and_gradient(filled, batch)[1]).get(path)
         return None if found is None else np.asarray(found, np.float32)
 
@@ -108,7 +117,7 @@ def _image(weights: np.ndarray, name: str, batch: Any) -> tuple[int, int] | None
     if weights.ndim != 2 or (name and not name.startswith("dense")):
         return None
     x = batch[0] if isinstance(batch, tuple) and batch else None
-    shape = tuple(n for n in np.shape(x)[1:] if n != 1) if hasattr(x, "shape") else ()
+    shape = tuple(n for n in getattr(x, "shape", ())[1:] if n != 1)
     if len(shape) == 2 and math.prod(shape) == len(weights):
         return shape[0], shape[1]
     side = math.isqrt(len(weights))
@@ -132,24 +141,26 @@ def picture(weights: np.ndarray, image: tuple[int, int] | None) -> np.ndarray:
 
 
 def _figure(moments: list[Moment], what: str, image: tuple[int, int] | None) -> Figure:
-    sides = [("weights", 1)] + [("gradient", 2)] * any(gradient is not None for _, _, gradient in moments)
-    height = 1.9 if image is None else max(1.2, 0.5 + WIDE / len(sides) * _tallness(picture(moments[0][1], image)))
-    figure = Figure(figsize=(WIDE, 1.5 + height * len(moments)), dpi=DPI, layout="constrained")
-    figure.suptitle(f"layer {what}: {_words(moments[0][1], image)}", fontsize=13)
+    sides = ["weights"] + ["gradient"] * any(moment.gradient is not None for moment in moments)
+    height = 1.9 if image is None else max(1.2, 0.5 + WIDE / len(sides) * _tallness(picture(moments[0].weights, image)))
+    figure = Figure(figsize=(WIDE, 1.5 + height * len(moments)), dpi=DPI)
+    figure.set_layout_engine("constrained", w_pad=0.12)
+    figure.suptitle(f"layer {what}: {_words(moments[0].weights, image)}", fontsize=13)
     axes = figure.subplots(len(moments), len(sides), squeeze=False)
-    for column, (side, index) in enumerate(sides):
-        scale = _scale([moment[index] for moment in moments])  # type: ignore[misc]
+    for column, side in enumerate(sides):
+        scale = _scale([getattr(moment, side) for moment in moments])
         drawn: AxesImage | None = None
         for row, moment in enumerate(moments):
-            ax, values = axes[row, column], moment[index]
+            ax, values = axes[row, column], getattr(moment, side)
             ax.set_axis_off()
             if values is not None:
                 norm = float(np.linalg.norm(values))
-                ax.set_title(f"{side}, step {moment[0]}, norm {norm:.3g}", fontsize=11)
-                drawn = ax.imshow(picture(values, image), cmap="RdBu_r", vmin=-scale, vmax=scale,
+                ax.set_title(f"{side}, step {moment.step}, norm {norm:.3g}", fontsize=11)
+                drawn = ax.imshow(picture(values, image), cmap=COLORS, vmin=-scale, vmax=scale,
                                   aspect="auto" if image is None else "equal", interpolation="nearest" if image else "auto")
         if drawn is not None:
-            figure.colorbar(drawn, ax=list(axes[:, column]), location="bottom", shrink=0.6, aspect=40, extend="both", label=side)
+            bar = figure.colorbar(drawn, ax=list(axes[:, column]), location="bottom", shrink=0.6, aspect=40, extend="both")
+            bar.set_ticks([-scale, 0.0, scale], labels=[f"{-scale:.2g}", f"{side} 0", f"{scale:.2g}"])
     return figure
 
 

@@ -19,7 +19,7 @@ Row = dict[str, Any]
 LOOK, ALERT, EVENT, EPOCH, LOSS = KINDS = ("look", "alert", "event", "epoch", "loss")
 HALTED, WENT_BACK = "halted", "went back"
 GRADIENT, WEIGHTS, UPDATE, RATIO = "grad_norm", "param_norm", "update_norm", "update_ratio"
-SHARES = {"dead": "dead", "saturated": "saturated"}
+SHARES = {"dead": "dead", "saturated": "saturated"}  # of a layer's units, 0 to 1
 SCORES = {"loss": "loss of a step", "test_loss": "test loss", "test_accuracy": "test accuracy", "test_rmse": "test rmse"}
 
 
@@ -121,8 +121,8 @@ def _sort_in(history: History, row: Row) -> None:
 
 def _words(event: Row) -> str:
     loss = number_of(event.get("loss"))
-    words = [str(event[EVENT])] + [f"to step {event['to']}"] * ("to" in event)
-    text = " ".join(words) + (f", the loss was {loss:.4g}" if loss is not None else "")
+    text = str(event[EVENT]) + (f" to step {event['to']}" if "to" in event else "")
+    text += f", the loss was {loss:.4g}" if loss is not None else ""
     text += f", it began in {event['origin']}" if event.get("origin") else ""
     scale = number_of(event.get("scale"))
     return text + (f", the loss is scaled by {scale:g} from here" if scale is not None else "")
