@@ -56,7 +56,8 @@ def training(history: History) -> Figure | None:
 def _loss(ax: Axes, history: History) -> None:
     steps, losses = series(history.steps, "loss")
     width = max(1, len(losses) // 40)
-    ax.plot(steps, losses, color=RAW, linewidth=0.9, label="loss of a step")
+    color, thickness = (RAW, 0.9) if width > 1 else (CYCLE[0], 1.4)
+    ax.plot(steps, losses, color=color, linewidth=thickness, label="loss of a step")
     if width > 1:
         ax.plot(steps, smooth(losses, width), color=CYCLE[0], linewidth=2, label=f"its mean over {width} steps")
     at, test = series(history.epochs, "test_loss")
@@ -80,6 +81,9 @@ def _log(ax: Axes, values: list[float]) -> None:
     finite = [value for value in values if np.isfinite(value)]
     if finite and min(finite) >= 0 and max(finite) > 0:
         ax.set_yscale("log", nonpositive="mask")
+        if max(finite) < 10 * min(finite):  # within a decade 4.2 reads better than 4.2 x 10^0
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter("{x:g}")
 
 
 def _mark(ax: Axes, marks: list[Mark], written: bool) -> None:

@@ -28,6 +28,7 @@ from .report import label
 
 PARAMS = "params/"  # what the names of a checkpoint's weights begin with
 UNITS, COLUMNS, ROWS = 16, 8, 6  # images a picture, images in its row, checkpoints a figure
+SIDE = 288  # of a matrix: two pixels a number
 SMALL_IMAGE = 256  # inputs that are taken for a flattened square image: at least 16 x 16
 COLORS = colormaps["RdBu_r"].with_extremes(bad="#b8b8b8")  # 0 is white, so what lies between images is grey
 
@@ -125,10 +126,10 @@ def _image(weights: np.ndarray, name: str, batch: Any) -> tuple[int, int] | None
 
 
 def picture(weights: np.ndarray, image: tuple[int, int] | None) -> np.ndarray:
-    """The first UNITS units as images in a grid with NaN between them, or the weights as one matrix, the longer side across."""
+    """The first UNITS units as images in a grid with NaN between them, or a corner of the matrix, its longer side across."""
     if image is None:
         flat = weights.reshape(-1, weights.shape[-1])
-        return flat if flat.shape[0] <= flat.shape[1] else flat.T
+        return (flat if flat.shape[0] <= flat.shape[1] else flat.T)[:SIDE, :SIDE]
     units = weights.reshape(*image, -1, weights.shape[-1])[:, :, 0, :UNITS]  # of a kernel the first channel that comes in
     rows = -(-units.shape[-1] // COLUMNS)
     gap = max(1, image[0] // 14)
@@ -142,7 +143,8 @@ def picture(weights: np.ndarray, image: tuple[int, int] | None) -> np.ndarray:
 
 def _figure(moments: list[Moment], what: str, image: tuple[int, int] | None) -> Figure:
     sides = ["weights"] + ["gradient"] * any(moment.gradient is not None for moment in moments)
-    height = 1.9 if image is None else max(1.2, 0.5 + WIDE / len(sides) * _tallness(picture(moments[0].weights, image)))
+    grid = picture(moments[0].weights, image)
+    height = max(1.9, len(grid) / 70) if image is None else max(1.2, 0.5 + WIDE / len(sides) * len(grid) / len(grid[0]))
     figure = Figure(figsize=(WIDE, 1.5 + height * len(moments)), dpi=DPI)
     figure.set_layout_engine("constrained", w_pad=0.12)
     figure.suptitle(f"layer {what}: {_words(moments[0].weights, image)}", fontsize=13)
@@ -157,7 +159,7 @@ def _figure(moments: list[Moment], what: str, image: tuple[int, int] | None) -> 
                 norm = float(np.linalg.norm(values))
                 ax.set_title(f"{side}, step {moment.step}, norm {norm:.3g}", fontsize=11)
                 drawn = ax.imshow(picture(values, image), cmap=COLORS, vmin=-scale, vmax=scale,
-                                  aspect="auto" if image is None else "equal", interpolation="nearest" if image else "auto")
+                                  aspect="auto" if image is None else "equal", interpolation="nearest")
         if drawn is not None:
             bar = figure.colorbar(drawn, ax=list(axes[:, column]), location="bottom", shrink=0.6, aspect=40, extend="both")
             bar.set_ticks([-scale, 0.0, scale], labels=[f"{-scale:.2g}", f"{side} 0", f"{scale:.2g}"])
@@ -166,13 +168,11 @@ def _figure(moments: list[Moment], what: str, image: tuple[int, int] | None) -> 
 
 def _words(weights: np.ndarray, image: tuple[int, int] | None) -> str:
     if image is None:
-        return "all its weights"
+        rows, columns = weights.reshape(-1, weights.shape[-1]).shape
+        shown = "all its" if max(rows, columns) <= SIDE else f"its first {min(rows, SIDE)} x {min(columns, SIDE)}"
+        return f"{shown} weights, rows {'down, columns across' if rows <= columns else 'across, columns down'}"
     channel = " (first channel)" if weights.ndim == 4 and weights.shape[2] > 1 else ""
     return f"the first {min(UNITS, weights.shape[-1])} units as {image[0]} x {image[1]} images{channel}"
-
-
-def _tallness(grid: np.ndarray) -> float:
-    return grid.shape[0] / grid.shape[1]
 
 
 def _scale(arrays: list[np.ndarray | None]) -> float:
