@@ -27,6 +27,14 @@ CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
 CONFIG = 'model = "mnist"\nsteps = 40\n'
 FIGURES = ["training.png", "layers.png", "first_layer.png"]
 
+OTHER = """
+import numpy as np
+from fbackprop import chain, dense, mse
+
+def function():
+    return chain(dense(1)), mse(), lambda seed, step: (np.ones((8, 3), np.float32), np.ones((8, 1), np.float32))
+"""
+
 
 def epoch(number, step, **more):
     return {"epoch": number, "epochs": 2, "step": step, "train_loss": None, "test_loss": 2.0 / (number + 1),
@@ -209,6 +217,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_others(real, tmp_path, capsys):
     assert new.name in note
     assert "damaged" in note
     assert [ax.get_title().partition(",")[0] for ax in figure.axes if ax.images] == ["weights"]
+
+
+def test_a_model_that_has_changed_since_is_drawn_without_gradients(real, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "mine.py").write_text(OTHER)
+    run = directory(tmp_path / "run", epoch(0, 0), config=f'model = "{(tmp_path / "mine.py").as_posix()}:function"\n')
+    file = files(real / "checkpoints")[0]
+    (run / "checkpoints" / file.name).write_bytes(file.read_bytes())
+    found = answer(capsys, run)[1]
+    assert str(run / "report" / "first_layer.png") in found["figures"]
+    assert any("The checkpoint is of another network" in note for note in found["notes"])
 
 
 def test_a_run_whose_model_is_gone_is_told_without_it(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from ..compose import value_and_grad
-from ..layer import paths
+from ..layer import paths, split
 from ..problem import Problem
-from ..train.checkpoint import Damaged, Stored, fill, read
+from ..train.checkpoint import Stored, fill, read
 from ..train.recipe import start
 from ..train.rundir import CHECKPOINTS
 from ..train.saver import files
@@ -44,47 +45,39 @@ class Moment(NamedTuple):
 
 def first_layer(history: History, task: Task | None, names: dict[str, str]) -> tuple[Figure | None, str]:
     """(the figure, a note on what is missing from it): None without a whole checkpoint that has a matrix of weights."""
-    kept, notes = _whole(files(history.directory / CHECKPOINTS)[-ROWS:])
-    path = next((name for name, leaf in kept[-1][1].items() if _is_matrix(name, leaf)), None) if kept else None
-    if path is None:
-        what = "matrix of weights in the checkpoint" if kept else "whole checkpoint yet"
-        return None, "; ".join([*notes, f"no {what}, so no first_layer.png"])
-    path = path.removeprefix(PARAMS)
-    gradient, batch = None, None
-    if task is not None:
-        try:
-            gradient, batch = _gradient_of(history, task, path)
-        except Problem as problem:
-            notes.append(f"first_layer.png without gradients: {problem}")
     moments: list[Moment] = []
-    for file, leaves in kept:
-        weights = _array(leaves[PARAMS + path])
+    notes: list[str] = []
+    whole, path, batch, gradient = False, None, None, None
+    for file in files(history.directory / CHECKPOINTS)[-ROWS:]:  # one in memory at a time
         try:
-            moments.append(Moment(_step(file), weights, None if gradient is None else gradient(leaves, file)))
+            leaves = {name: leaf for name, leaf in read(file)[1].items() if name.startswith(PARAMS)}
         except Problem as problem:
-            moments.append(Moment(_step(file), weights, None))
-            notes.append(f"first_layer.png without gradients: {problem}")
-    layer, _, leaf = path.rpartition("/")
+            notes.append(str(problem))
+            continue
+        whole, path = True, path or next((name for name, leaf in leaves.items() if _is_matrix(leaf)), None)
+        if path is None:
+            break
+        moments.append(Moment(_step(file), _array(leaves[path]), None))
+        try:
+            if task is not None:
+                batch, gradient = (batch, gradient) if gradient else _gradient(history, task, path)
+                moments[-1] = moments[-1]._replace(gradient=gradient(leaves, file))
+        except Problem as problem:
+            notes.append(f"first_layer.png without a gradient at step {_step(file)}: {problem}")
+    if path is None:
+        what = "matrix of weights in the checkpoint" if whole else "whole checkpoint yet"
+        return None, "; ".join([*notes, f"no {what}, so no first_layer.png"])
+    layer, _, leaf = path.removeprefix(PARAMS).rpartition("/")
     shape = _image(moments[-1].weights, names.get(layer, ""), batch)
     return _figure(moments, f"{label(layer, names)}, {leaf} {list(moments[-1].weights.shape)}", shape), "; ".join(notes)
-
-
-def _whole(found: list[Path]) -> tuple[list[tuple[Path, dict[str, Stored]]], list[str]]:
-    kept, notes = [], []
-    for file in found:
-        try:
-            kept.append((file, read(file)[1]))
-        except (Damaged, Problem) as problem:
-            notes.append(str(problem))
-    return kept, notes
 
 
 def _step(file: Path) -> int:
     return int(file.stem.rpartition("-")[2])
 
 
-def _is_matrix(name: str, leaf: Stored) -> bool:
-    if not name.startswith(PARAMS) or leaf.dtype.partition(" ")[0] in ("key", "python") or leaf.array.ndim < 2:
+def _is_matrix(leaf: Stored) -> bool:
+    if leaf.dtype.partition(" ")[0] in ("key", "python") or leaf.array.ndim < 2:
         return False
     return jnp.issubdtype(jnp.dtype(leaf.dtype), jnp.floating) and leaf.array.size > 0
 
@@ -93,22 +86,20 @@ def _array(leaf: Stored) -> np.ndarray:
     return np.asarray(leaf.array.view(jnp.dtype(leaf.dtype)), np.float32)
 
 
-def _gradient_of(history: History, task: Task, path: str) -> tuple[Any, Any]:
-    """(`gradient(leaves, file)` of the loss by the weights at `path`, always on the run's first batch; that batch).
+def _gradient(history: History, task: Task, path: str) -> tuple[Any, Callable[[dict[str, Stored], Path], np.ndarray | None]]:
+    """(the run's first batch, `gradient(leaves, file)` of its loss by the weights at `path`; None where they are not trained).
 
-    In float32 on one device, however the run computes. Raises Problem when the task no longer fits itself.
+    In float32 on one device, however the run computes. Raises Problem when the task no longer fits itself or the checkpoint.
     """
-    config = replace(history.config, devices=1, accumulate=1, precision="float32", backward="manual")
-    params, batch = start(task, config)
+    params, batch = start(task, replace(history.config, devices=1, accumulate=1, precision="float32", backward="manual"))
     value_and_gradient = jax.jit(value_and_grad(task.net, task.loss))
 
     def gradient(leaves: dict[str, Stored], file: Path) -> np.ndarray | None:
-        own = {name: leaf for name, leaf in leaves.items() if name.startswith(PARAMS)}
-        filled = fill({"params": params}, own, file)["params"]
-        found = paths(value_and_gradient(filled, batch)[1]).get(path)
+        filled = fill({"params": params}, leaves, file)["params"]
+        found = paths(split(value_and_gradient(filled, batch)[1])[0]).get(path.removeprefix(PARAMS))
         return None if found is None else np.asarray(found, np.float32)
 
-    return gradient, batch
+    return batch, gradient
 
 
 def _image(weights: np.ndarray, name: str, batch: Any) -> tuple[int, int] | None:
