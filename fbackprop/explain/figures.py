@@ -30,6 +30,7 @@ def panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("step")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
     return figure, axes
 
 
