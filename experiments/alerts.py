@@ -1,0 +1,91 @@
+"""How good are the monitor's alerts: does it name what is wrong with a sick training, and is it silent about a healthy one?
+
+Command   python experiments/alerts.py [--quick] [--seeds 100 101] [--json FILE]
+Expected  at least 95 % of the sick runs are named with the right cause, at most 1 healthy run in 30 has any alert
+Time      about 4 minutes on one core; --quick, which leaves the slow nets out and runs half as long, under 60 s
+
+The thresholds were tuned on seeds 0, 1 and 2; the default seeds are others. A seed decides weights and batches. A run is
+`experiments/alert_runs.py`'s: 300 steps, a probe every 20. "first": the right cause was the first alert; "named": it was among
+those of the run. A healthy run counts as a false alarm with its first alert. Exit code 1 when the expected result fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import defaultdict
+
+import jax
+from alert_runs import HEALTHY, SICK, Run, records
+
+from fbackprop.train.monitor import Monitor
+
+SLOW = ("conv", "gpt", "lstm", "rnn", "norm", "recommender")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the first sick run of each kind and a few healthy ones, one seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
+    parser.add_argument("--json", metavar="FILE")
+    options = parser.parse_args()
+    jax.config.update("jax_disable_most_optimizations", True)  # the programs are small and many: compiling is most of the time
+
+    runs = quick() if options.quick else [*SICK, *HEALTHY]
+    began, rows = time.perf_counter(), []
+    for run in runs:
+        for seed in options.seeds[:1] if options.quick else options.seeds:
+            said = judge(run, seed)
+            rows.append({"sick": run.sick, "net": run.net, "optimizer": run.optimizer, "rate": run.rate, "why": run.why,
+                         "seed": seed, "alerts": said})
+            wrong = run.sick not in [kind for _, kind in said] if run.sick else bool(said)
+            if wrong:
+                what = f"{run.sick or 'healthy'}: {run.net}, {run.optimizer} {run.rate:g}, {run.why or 'nothing wrong'}, seed {seed}"
+                print(f"{what}: {', '.join(f'{kind} at {step}' for step, kind in said) or 'nothing said'}")
+    result = table(rows)
+    result["seconds"] = round(time.perf_counter() - began)
+    print(json.dumps(result))
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({**result, "runs": rows}, file, indent=1)
+    return 0 if result["named"] >= 0.95 * result["sick"] and result["false"] <= result["healthy"] / 30 else 1
+
+
+def quick() -> list[Run]:
+    first = {run.sick: run for run in reversed(SICK) if run.net not in SLOW}
+    return [*first.values(), *[run for run in HEALTHY if run.net in ("relu", "tanh", "sigmoid1")]]
+
+
+def judge(run: Run, seed: int) -> list[tuple[int, str]]:
+    """(step, kind) of every alert, in order."""
+    monitor, alerts = Monitor(), []
+    for number, loss, layers, seen in records(run, seed):
+        if seen is not None:
+            alerts += monitor.probe(number, seen)
+        alerts += monitor.step(number, loss, layers)
+    return [(alert.step, alert.kind) for alert in alerts if not alert.ended]
+
+
+def table(rows: list[dict]) -> dict:
+    """Prints a row per kind; returns the sums."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["sick"]].append([kind for _, kind in row["alerts"]])
+    print(f"{'what is wrong':20}{'runs':>6}{'named':>7}{'first':>7}  other kinds named")
+    sums = {"sick": 0, "named": 0, "first": 0, "healthy": len(groups[""]), "false": sum(map(bool, groups[""]))}
+    for kind, said in groups.items():
+        if not kind:
+            continue
+        named, first = sum(kind in kinds for kinds in said), sum(kinds[:1] == [kind] for kinds in said)
+        others = sorted({other for kinds in said for other in kinds} - {kind})
+        print(f"{kind:20}{len(said):6}{named:7}{first:7}  {', '.join(others)}")
+        sums = {**sums, "sick": sums["sick"] + len(said), "named": sums["named"] + named, "first": sums["first"] + first}
+    print(f"{'sick':20}{sums['sick']:6}{sums['named']:7}{sums['first']:7}")
+    print(f"{'healthy':20}{sums['healthy']:6}   with an alert: {sums['false']}")
+    return sums
+
+
+if __name__ == "__main__":
+    sys.exit(main())
