@@ -1,11 +1,11 @@
 """How good are the monitor's alerts: does it name what is wrong with a sick training, and is it silent about a healthy one?
 
-Command   python experiments/alerts.py [--quick] [--seeds 100 101] [--json FILE]
+Command   python experiments/alerts.py [--quick] [--seed 100] [--json FILE]
 Expected  at least 95 % of the sick runs are named with the right cause, at most 1 healthy run in 30 has any alert
-Time      about 4 minutes on one core; --quick, which leaves the slow nets out and runs half as long, under 60 s
+Time      about 4 minutes on one core; --quick, on three of the nets, half a minute
 
-The thresholds were tuned on seeds 0, 1 and 2; the default seeds are others. A seed decides weights and batches. A run is
-`experiments/alert_runs.py`'s: 300 steps, a probe every 20. "first": the right cause was the first alert; "named": it was among
+The thresholds were tuned on seeds 0, 1 and 2; the default is another. A seed decides weights and batches; the healthy runs
+are made with the next seed too. A run is `experiments/alert_runs.py`'s: 300 steps, a probe every 20. "first": the right cause was the first alert; "named": it was among
 those of the run. A healthy run counts as a false alarm with its first alert. Exit code 1 when the expected result fails.
 """
 
@@ -22,13 +22,13 @@ from alert_runs import HEALTHY, SICK, Run, records
 
 from fbackprop.train.monitor import Monitor
 
-SLOW = ("conv", "gpt", "lstm", "rnn", "norm", "recommender")
+QUICK = ("relu", "tanh", "deep relu")  # of NETS
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the first sick run of each kind and a few healthy ones, one seed")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[100, 101])
+    parser.add_argument("--quick", action="store_true", help="one sick run of each kind and a few healthy ones, one seed")
+    parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--json", metavar="FILE")
     options = parser.parse_args()
     jax.config.update("jax_disable_most_optimizations", True)  # the programs are small and many: compiling is most of the time
@@ -36,14 +36,14 @@ def main() -> int:
     runs = quick() if options.quick else [*SICK, *HEALTHY]
     began, rows = time.perf_counter(), []
     for run in runs:
-        for seed in options.seeds[:1] if options.quick else options.seeds:
+        for seed in range(options.seed, options.seed + (1 if run.sick or options.quick else 2)):
             said = judge(run, seed)
             rows.append({"sick": run.sick, "net": run.net, "optimizer": run.optimizer, "rate": run.rate, "why": run.why,
                          "seed": seed, "alerts": said})
             wrong = run.sick not in [kind for _, kind in said] if run.sick else bool(said)
             if wrong:
-                what = f"{run.sick or 'healthy'}: {run.net}, {run.optimizer} {run.rate:g}, {run.why or 'nothing wrong'}, seed {seed}"
-                print(f"{what}: {', '.join(f'{kind} at {step}' for step, kind in said) or 'nothing said'}")
+                heard = ", ".join(f"{kind} at {step}" for step, kind in said) or "nothing said"
+                print(f"{run.sick or 'healthy'}: {run.net}, {run.optimizer} {run.rate:g}, {run.why}, seed {seed}: {heard}")
     result = table(rows)
     result["seconds"] = round(time.perf_counter() - began)
     print(json.dumps(result))
@@ -54,8 +54,8 @@ def main() -> int:
 
 
 def quick() -> list[Run]:
-    first = {run.sick: run for run in reversed(SICK) if run.net not in SLOW}
-    return [*first.values(), *[run for run in HEALTHY if run.net in ("relu", "tanh", "sigmoid1")]]
+    first = {run.sick: run for run in reversed(SICK) if run.net in QUICK}
+    return [*first.values(), *[run for run in HEALTHY if run.net in QUICK and run.batch == 64]]
 
 
 def judge(run: Run, seed: int) -> list[tuple[int, str]]:

@@ -30,6 +30,9 @@ _HOME = {
     "layers.recurrent": "recurrent rnn_cell lstm_cell gru_cell rnn lstm gru",
     "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
     "rewrite.tap": "tap",
+    "rewrite.watch": "watch probe readings",
+    "rewrite.record": "activation_gradients",
+    "rewrite.first_bad": "first_bad",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
     "models.mlp": "mlp",
     "models.convnet": "convnet",
@@ -38,6 +41,8 @@ _HOME = {
     "models.gpt": "gpt",
     "models.recommender": "recommender",
     "train.step": "make_step update",
+    "train.monitor": "Monitor",
+    "train.alerts": "Alert Thresholds",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)

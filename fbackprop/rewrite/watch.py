@@ -54,7 +54,7 @@ class Reading:
     dparams: Norms
     nonfinite_residuals: Any  # how many
     nonfinite_dx: Any
-    alike: Any  # 1 where all units (last axis, two or more) give the same in the whole batch, else 0
+    alike: Any  # 1 where all units (last axis, two or more) say the same of every example, and not the same of all, else 0
     dead: Any = None  # relu: the share of units (last axis) whose y is 0 in the whole batch
     saturated: Any = None  # sigmoid, tanh, rnn_cell: the share of y where the slope is below 4 % of its largest
 
@@ -124,7 +124,7 @@ def _note(layer: Layer, y: Any) -> jax.Array:
     y = _output_of(layer)(y)
     kind, shares = layer.name.partition("(")[0], [jnp.zeros(())] * SHARES
     if isinstance(y, jax.Array) and is_floating(y) and y.ndim > 1 and y.shape[-1] > 1:
-        shares[0] = jnp.all(y == y[..., :1])
+        shares[0] = jnp.all(y == y[..., :1]) & jnp.any(y != jnp.ravel(y)[0])
     if kind == "relu":
         shares[1] = jnp.mean(jnp.all(y == 0, axis=tuple(range(y.ndim - 1))))
     if kind in SATURATED:

@@ -65,8 +65,8 @@ class Monitor:
         return [alert for finding in in_probe(readings, self.thresholds) for alert in self._look(number, finding)]
 
     def describe(self) -> dict[str, Any]:
-        """What is known now, ready for JSON (None for what is not finite): the kinds raised, the norms of each layer's last step,
-        what the last probe saw of each layer and block, largest over smallest gradient norm of the layers."""
+        """What is known now, ready for JSON (None for what is not finite): kinds raised, norms of the last step's layers, what
+        the last probe saw of each layer and block, largest over smallest gradient norm of the layers."""
         gradients = [layer["grad_norm"] for layer in self._layers.values() if math.isfinite(layer["grad_norm"])]
         layers = {path: {**layer, "update_ratio": _ratio(layer["update_norm"], layer["param_norm"])}
                   for path, layer in self._layers.items()}
@@ -166,9 +166,9 @@ class Monitor:
         # of use while the loss pays for it; a loss below zero by more than it started from has no floor to pay from
         unpaid = (half[1] - loss) / self._scale() < t.unpaid or loss < -self._scale()
         return Finding("weights growing", layer, factor, factor > t.growing[0] and unpaid, factor < t.growing[1],
-                       f"layer {layer}: its weights are {factor:.2f} times those of half as many steps, above {t.growing[0]:g}, "
-                       f"and the loss went from {half[1]:.3g} to {loss:.3g}: nothing holds them; add weight decay, check its "
-                       "sign and that the loss has a floor.")
+                       f"layer {layer}: its weights are {factor:.2f} times those of half as many steps, above "
+                       f"{t.growing[0]:g}, and the loss went from {half[1]:.3g} to {loss:.3g}: nothing holds them; add "
+                       "weight decay, check its sign and that the loss has a floor.")
 
     def _scale(self) -> float:
         return max(abs(median(self._first)), 1e-12)

@@ -24,8 +24,8 @@ def _alike(readings: Mapping[str, Reading]) -> Finding:
 def _dead(readings: Mapping[str, Reading], t: Thresholds) -> Finding:
     layer, share = _largest({path: seen.dead for path, seen in readings.items() if seen.dead is not None})
     return Finding("dead relu", layer, share, share > t.dead[0], share < t.dead[1],
-                   f"layer {layer}: {share:.0%} of its units are zero for the whole batch, above {t.dead[0]:.0%}: biases driven "
-                   "far below zero, often by too high a rate; lower it, start again from He's weights, or use leaky_relu.")
+                   f"layer {layer}: {share:.0%} of its units are zero in the whole batch, above {t.dead[0]:.0%}: biases far "
+                   "below zero, often by too high a rate; lower it, start again from He's weights, or use leaky_relu.")
 
 
 def _saturated(readings: Mapping[str, Reading], t: Thresholds) -> Finding:
