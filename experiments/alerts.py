@@ -4,9 +4,10 @@ Command   python experiments/alerts.py [--quick] [--seed 100] [--json FILE]
 Expected  at least 95 % of the sick runs are named with the right cause, at most 1 healthy run in 30 has any alert
 Time      about 4 minutes on one core; --quick, on three of the nets, half a minute
 
-The thresholds were tuned on seeds 0, 1 and 2; the default is another. A seed decides weights and batches; the healthy runs
-are made with the next seed too. A run is `experiments/alert_runs.py`'s: 300 steps, a probe every 20. "first": the right cause was the first alert; "named": it was among
-those of the run. A healthy run counts as a false alarm with its first alert. Exit code 1 when the expected result fails.
+The thresholds were tuned on seeds 0, 1 and 2; the default is another. A seed decides weights and batches; healthy runs are
+made with the next seed too. The runs are those of experiments/alert_runs.py: 300 steps, a probe every 20. "named": the right
+cause was among a run's alerts, "first": it came first. A healthy run with any alert is a false alarm. Exit code 1 when the
+expected result does not come out.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class Monitor:
         origin = first_bad(readings)
         if origin is not None:
             text = f"{origin} is the first of the pass that is not finite: look there for a division, a log or an overflow."
-            return self._look(number, Finding("non-finite", origin.path, math.inf, True, False, text))
+            return self._look(number, Finding("non-finite", origin.path, 1.0, True, False, text))
         return [alert for finding in in_probe(readings, self.thresholds) for alert in self._look(number, finding)]
 
     def describe(self) -> dict[str, Any]:
@@ -95,13 +95,13 @@ class Monitor:
         return next((look for look in reversed(self._looks) if look[0] <= number), None)
 
     def _non_finite(self, loss: float, layers: Layers) -> Finding:
-        bad = [path for path in sorted(layers, key=turn) if not all(map(math.isfinite, layers[path].values()))]
-        layer = bad[0] if bad else ""
-        where = f"the gradient or the weights of layer {layer}" if bad else "the loss"
-        text = (f"{where} {'are' if bad else 'is'} no longer finite (loss {loss:g}): a bad number in the batch, an overflow or "
-                "a rate too high; first_bad of a probe of this batch names the place.")
-        holds = bool(bad) or not math.isfinite(loss)
-        return Finding("non-finite", layer, loss, holds, not holds, text)
+        """number: how many layers have a bad gradient, update or weight, and one for the loss; NaN would not equal itself."""
+        bad = [path for path, norms in layers.items() if not all(map(math.isfinite, norms.values()))]
+        count, layer = len(bad) + (not math.isfinite(loss)), min(bad, key=turn, default="")
+        what = f"layer {layer}: its gradient, its update or its weights are" if bad else "the loss is"
+        text = (f"{what} no longer finite (loss {loss:g}): a bad number in the batch, an overflow or a rate too high; "
+                "first_bad of a probe of this batch names the place.")
+        return Finding("non-finite", layer, float(count), count > 0, count == 0, text)
 
     def _run_away(self) -> Finding:
         """At the moment a number is no longer finite: had the loss been rising?"""
