@@ -37,7 +37,7 @@ class Record:
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[str, str, tuple[int, ...]], children: tuple[Tree]) -> Record:
-        return cls(*children, *aux)
+        return cls(children[0], *aux)
 
 
 Note = Callable[[Any], Tree]  # y -> what is kept of it for the backward

@@ -25,6 +25,7 @@ from .record import Record, beside_records, recording, records
 # in it; the largest magnitude; how many are zero; how many are not finite, which no other column counts
 COLUMNS = ("size", "squares", "max", "zeros", "nonfinite")
 # Where the slope is below 4 % of its largest: 4 y (1 - y) < 0.04 beyond 0.01 and 0.99, 1 - y^2 < 0.04 beyond 0.98
+SHARES = 3  # of units or outputs: alike, dead, saturated
 SATURATED = {"sigmoid": (0.01, 0.99), "tanh": (-0.98, 0.98), "rnn_cell": (-0.98, 0.98)}
 
 
@@ -42,7 +43,7 @@ class Norms:
 
 
 @partial(jax.tree_util.register_dataclass, meta_fields=["layer"],
-         data_fields=["y", "dy", "dparams", "nonfinite_residuals", "nonfinite_dx", "dead", "saturated"])
+         data_fields=["y", "dy", "dparams", "nonfinite_residuals", "nonfinite_dx", "alike", "dead", "saturated"])
 @dataclass(frozen=True)
 class Reading:
     """What a probe saw of one layer in one pass; of a `recurrent` cell, all steps together, its carry left out."""
@@ -53,6 +54,7 @@ class Reading:
     dparams: Norms
     nonfinite_residuals: Any  # how many
     nonfinite_dx: Any
+    alike: Any  # 1 where all units (last axis, two or more) say the same of every example, and not the same of all, else 0
     dead: Any = None  # relu: the share of units (last axis) whose y is 0 in the whole batch
     saturated: Any = None  # sigmoid, tanh, rnn_cell: the share of y where the slope is below 4 % of its largest
 
@@ -67,7 +69,7 @@ def watch(net: Layer) -> Layer:
         if layer.parts:
             place = len(path.split("/")) if path else 0
             return replace(layer, init=lambda key, x: _marked(layer.init(key, x), place))
-        start = {"sums": jnp.zeros((3, len(COLUMNS))), "counts": jnp.zeros(4)}
+        start = {"sums": jnp.zeros((3, len(COLUMNS))), "counts": jnp.zeros(2 + SHARES)}
         return recording(layer, "statistics", start, partial(_read, _output_of(layer)), partial(_note, layer))
 
     return map_layers_with_path(net, watched)
@@ -118,20 +120,22 @@ def _output_of(layer: Layer) -> Callable[[Any], Any]:
 
 
 def _note(layer: Layer, y: Any) -> jax.Array:
-    """(5 + 2,): the columns of y, then the shares of dead and saturated."""
+    """(5 + 3,): the columns of y, then its SHARES."""
     y = _output_of(layer)(y)
-    kind, share = layer.name.partition("(")[0], jnp.zeros(2)
+    kind, shares = layer.name.partition("(")[0], [jnp.zeros(())] * SHARES
+    if isinstance(y, jax.Array) and is_floating(y) and y.ndim > 1 and y.shape[-1] > 1:
+        shares[0] = jnp.all(y == y[..., :1]) & jnp.any(y != jnp.ravel(y)[0])
     if kind == "relu":
-        share = share.at[0].set(jnp.mean(jnp.all(y == 0, axis=tuple(range(y.ndim - 1)))))
-    elif kind in SATURATED:
+        shares[1] = jnp.mean(jnp.all(y == 0, axis=tuple(range(y.ndim - 1))))
+    if kind in SATURATED:
         low, high = SATURATED[kind]
-        share = share.at[1].set(jnp.mean((y < low) | (y > high)))
-    return jnp.concatenate([_sums(y), share])
+        shares[2] = jnp.mean((y < low) | (y > high))
+    return jnp.concatenate([_sums(y), jnp.stack(shares).astype(jnp.result_type(float))])
 
 
 def _read(output: Callable[[Any], Any], noted: jax.Array, residuals: Any, dy: Any, dparams: Tree, dx: Any) -> Tree:
-    noted = noted.reshape(-1, len(COLUMNS) + 2)  # a row for each step of a recurrence
-    of_y, shares = _combined(noted[:, :-2]), jnp.mean(noted[:, -2:], axis=0)
+    noted = noted.reshape(-1, len(COLUMNS) + SHARES)  # a row for each step of a recurrence
+    of_y, shares = _combined(noted[:, :-SHARES]), jnp.mean(noted[:, -SHARES:], axis=0)
     sums = jnp.stack([of_y, _sums(output(dy)), _sums(split(dparams)[0])])
     return {"sums": sums, "counts": jnp.concatenate([jnp.stack([_nonfinite(residuals), _nonfinite(dx)]), shares])}
 
@@ -201,18 +205,18 @@ def _in_block(path: str, axes: tuple[int, ...], block: tuple[int, ...]) -> str:
 
 def _reading(layer: str, sums: Any, counts: Any) -> Reading:
     kind = layer.partition("(")[0]
-    residuals, dx, dead, saturated = _numbers(counts)
-    return Reading(layer, *(_norms(*_numbers(row)) for row in sums), residuals, dx,
-                   dead if kind == "relu" else None, saturated if kind in SATURATED else None)
+    y, dy, dparams = (_norms(row) for row in sums)
+    residuals, dx, alike, dead, saturated = _numbers(counts)
+    return Reading(layer, y, dy, dparams, residuals, dx, alike, dead if kind == "relu" else None,
+                   saturated if kind in SATURATED else None)
 
 
 def _numbers(row: Any) -> list[Any]:
     return row.tolist() if isinstance(row, np.ndarray) else list(row)
 
 
-def _norms(size: Any, squares: Any, largest: Any, zeros: Any, bad: Any) -> Norms:
-    if isinstance(size, float):
-        count = max(size, 1.0)
-        return Norms(largest * squares**0.5, largest * (squares / max(size - bad, 1.0))**0.5, largest, zeros / count, bad, size)
-    finite, count = jnp.maximum(size - bad, 1), jnp.maximum(size, 1)
-    return Norms(largest * jnp.sqrt(squares), largest * jnp.sqrt(squares / finite), largest, zeros / count, bad, size)
+def _norms(row: Any) -> Norms:
+    size, squares, largest, zeros, bad = _numbers(row)
+    most = max if isinstance(size, float) else jnp.maximum
+    rms = largest * (squares / most(size - bad, 1.0))**0.5
+    return Norms(largest * squares**0.5, rms, largest, zeros / most(size, 1.0), bad, size)
