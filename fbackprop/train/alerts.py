@@ -83,15 +83,15 @@ class Latch:
     def __init__(self, hold: int) -> None:
         self.hold = hold
         self.raised: dict[str, Finding] = {}
-        self._count: dict[str, int] = {}
+        self.count: dict[str, int] = {}
 
     def look(self, step: int, finding: Finding) -> list[Alert]:
         kind, before = finding.kind, self.raised.get(finding.kind)
         due = finding.holds if before is None else finding.over
-        self._count[kind] = self._count.get(kind, 0) + 1 if due else 0
-        if self._count[kind] < (1 if before is None and kind in SUDDEN else self.hold):
+        self.count[kind] = self.count.get(kind, 0) + 1 if due else 0
+        if self.count[kind] < (1 if before is None and kind in SUDDEN else self.hold):
             return []
-        self._count[kind] = 0
+        self.count[kind] = 0
         if before is None:
             self.raised[kind] = finding
             return [Alert(step, kind, finding.layer, finding.number, finding.text)]

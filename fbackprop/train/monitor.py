@@ -77,6 +77,29 @@ class Monitor:
                                            "gradient_spread": spread})
         return found
 
+    def state(self) -> dict[str, Any]:
+        """All that it goes by, ready for JSON: `Monitor.of(state)` is where this one is."""
+        return {"first": self._first, "losses": [*self._losses], "moved": [*self._moved], "looks": self._looks,
+                "counts": [self._stride, self._seen, self._steps], "raised": self._latch.raised, "held": self._latch.count}
+
+    @classmethod
+    def of(cls, state: dict[str, Any], thresholds: Thresholds | None = None) -> Monitor:
+        """The inverse of `state`, after a restart."""
+        monitor = cls(thresholds)
+        monitor._first = list(state["first"])
+        monitor._losses.extend(state["losses"])
+        monitor._moved.extend(map(tuple, state["moved"]))
+        monitor._looks = [tuple(look) for look in state["looks"]]
+        monitor._stride, monitor._seen, monitor._steps = state["counts"]
+        monitor._latch.raised = {kind: Finding(*finding) for kind, finding in state["raised"].items()}
+        monitor._latch.count = dict(state["held"])
+        return monitor
+
+    @property
+    def raised(self) -> list[str]:
+        """The kinds that hold now."""
+        return sorted(self._latch.raised)
+
     # ---- what it looks for
 
     def _look(self, number: int, finding: Finding) -> list[Alert]:

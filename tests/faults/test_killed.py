@@ -16,7 +16,7 @@ POINTS = ("start", "half written", "before fsync", "before replace", "after repl
 
 
 def test_kill_at_any_moment(tmp_path, cache, unbroken):
-    """Runs are killed again and again, at moments spread over a whole run, until one reaches its end; then all is as unbroken."""
+    """Runs are killed again and again, at moments spread over a whole run, until one reaches its end: all is as unbroken."""
     reference, seconds = unbroken
     rng, kills, ended, wanted = runs.generator("kill"), 0, 0, runs.count(25, 200)
     while kills < wanted or ended == 0:
@@ -44,7 +44,8 @@ def test_kill_inside_save(tmp_path, cache, unbroken, point):
     for number in range(times):
         out, save = tmp_path / f"run{number}", int(rng.integers(4 if point == "before prune" else 1, runs.STEPS // runs.EVERY))
         program = (str(runs.HERE / "killed_in_save.py"), point, str(save))
-        done = subprocess.run(runs.command(out, program=program), env=runs.environment(cache), stderr=subprocess.PIPE, text=True)
+        command = runs.command(out, program=program)
+        done = subprocess.run(command, env=runs.environment(cache), stderr=subprocess.PIPE, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr
         before, made = (save - 1) * runs.EVERY, save * runs.EVERY
         assert runs.newest_good(out) == (made if point in ("after replace", "before prune") else before or -1)

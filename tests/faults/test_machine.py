@@ -72,14 +72,15 @@ def small_disk(where: Path, size: int):
 
 
 def test_disk_full(tmp_path, cache, unbroken):
-    """Whatever write it is that fails: exit 74, one line, what was saved is whole; with room the run goes on to the same bits."""
+    """Whatever write it is that fails: exit 74, one line, what was saved is whole; with room the run goes on, bit for bit."""
     reference, _ = unbroken
     sizes = np.linspace(12_288, 116_000, runs.count(12, 50), dtype=int)
     saved = set()
     for k, size in enumerate(map(int, sizes)):
         with small_disk(tmp_path / f"disk{k}", size) as (limit, make_room):
             out = tmp_path / f"disk{k}" / "run"
-            done = subprocess.run(runs.command(out), env=runs.environment(cache), capture_output=True, text=True, preexec_fn=limit)
+            environment = runs.environment(cache)
+            done = subprocess.run(runs.command(out), env=environment, capture_output=True, text=True, preexec_fn=limit)
             assert done.returncode == 74, (size, done.stderr)
             assert len(done.stderr.strip().splitlines()) == 1, done.stderr
             assert "cannot be written: " in done.stderr
@@ -102,7 +103,8 @@ def test_memory_runs_out(tmp_path, cache, calm):
     limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
     arguments = [sys.executable, "-m", "fbackprop", "train", "hungry.py:function", "--out", "run", "--steps", "30",
                  "--checkpoint-every", "3", "--quiet"]
-    done = subprocess.run(arguments, env=runs.environment(cache), capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path)
+    done = subprocess.run(arguments, env=runs.environment(cache), capture_output=True, text=True, preexec_fn=limit,
+                          cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     said = done.stderr.strip().splitlines()
     assert len(said) == 1, done.stderr
