@@ -175,7 +175,7 @@ def test_saturation_is_said_of_hidden_layers_alone():
     last = probe(net, mse())(jax.tree.map(lambda w: 100 * w, net.init(jax.random.key(0), X)), (X, T))[1]
     assert last["1"].saturated > 0.5
     monitor = Monitor()
-    assert [*monitor.probe(1, last), *monitor.probe(2, last)] == []
+    assert ("saturated sigmoid", False) not in kinds([*monitor.probe(1, last), *monitor.probe(2, last)])
 
 
 @pytest.mark.parametrize(("factor", "kind"), [(0.01, "vanishing"), (30.0, "exploding")])
