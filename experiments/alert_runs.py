@@ -25,6 +25,7 @@ from fbackprop import (
     max_pool,
     mlp,
     mse,
+    probe,
     recommender,
     relu,
     rnn,
@@ -34,7 +35,6 @@ from fbackprop import (
 )
 from fbackprop.data import digits, text
 from fbackprop.layer import merge, paths
-from fbackprop.rewrite.watch import probe
 
 STEPS, EVERY = 300, 20  # of a run; a probe every so many
 OPTIMIZERS = {"sgd": optax.identity(), "momentum": optax.trace(0.9), "adam": optax.scale_by_adam()}

@@ -56,7 +56,7 @@ def main() -> int:
 
 def quick() -> list[Run]:
     first = {run.sick: run for run in reversed(SICK) if run.net in QUICK}
-    return [*first.values(), *[run for run in HEALTHY if run.net in QUICK and run.batch == 64]]
+    return [*first.values(), *[run for run in HEALTHY if run.net in QUICK and run.optimizer != "momentum" and run.batch == 64]]
 
 
 def judge(run: Run, seed: int) -> list[tuple[int, str]]:

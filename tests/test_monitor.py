@@ -59,8 +59,8 @@ def test_a_spike_is_said_at_its_step_and_ends():
 
 
 def test_a_small_loss_may_vary_by_factors():
-    losses = falling(300) - 0.3
-    losses[250:] *= 10.0 ** RNG.uniform(-1, 1, 50)
+    losses = falling(300)
+    losses[250::7] += 0.8  # three times the usual loss and more than 20 deviations, but little beside the start
     assert feed(Monitor(), losses) == []
 
 
@@ -174,7 +174,8 @@ def test_saturation_is_said_of_hidden_layers_alone():
     net = chain(dense(3), sigmoid())
     last = probe(net, mse())(jax.tree.map(lambda w: 100 * w, net.init(jax.random.key(0), X)), (X, T))[1]
     assert last["1"].saturated > 0.5
-    assert [*Monitor().probe(1, last), *Monitor().probe(2, last)] == []
+    monitor = Monitor()
+    assert ("saturated sigmoid", False) not in kinds([*monitor.probe(1, last), *monitor.probe(2, last)])
 
 
 @pytest.mark.parametrize(("factor", "kind"), [(0.01, "vanishing"), (30.0, "exploding")])

@@ -8,6 +8,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from fbackprop import (
@@ -26,6 +27,7 @@ from fbackprop import (
     graft,
     identity,
     inference,
+    make_step,
     mse,
     parallel,
     paths,
@@ -187,10 +189,24 @@ def test_inference_twins_work_under_the_probe():
     np.testing.assert_array_equal(got, predict(inference(net))(params, X))
 
 
-def test_params_without_probes_are_refused_with_a_hint():
+def test_params_without_probes_and_nets_with_them_are_refused_with_a_hint():
     net = chain(thin(4))
     with pytest.raises(TypeError, match=r"layer 0 .*graft"):
         watch(net).forward(net.init(KEY, X), X)
+    with pytest.raises(ValueError, match="expected a net without probes"):
+        watch(watch(net))
+
+
+def test_a_watched_net_trains_and_its_probes_hold_the_last_step():
+    net = watch(chain(thin(4), tanh(), thin(3)))
+    params, tx = net.init(KEY, X), optax.sgd(0.1)
+    step, opt_state = make_step(value_and_grad(net, mse()), tx), tx.init(split(params)[0])
+    for _ in range(3):
+        before = jax.tree.map(jnp.copy, params)
+        params, opt_state, metrics = step(params, opt_state, (X, T))
+    hidden = jnp.tanh(X @ paths(before)["0/w"] + paths(before)["0/b"])
+    assert readings(params)["1"].y.norm == pytest.approx(float(jnp.linalg.norm(hidden)), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(np.hypot(*(readings(params)[path].dparams.norm for path in "02")), rel=1e-5)
 
 
 # ---- activation gradients

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..dtypes import is_floating
 from ..layer import Tree, paths
-from .watch import Reading, turn
+from .reading import Reading, turn
 
 
 class Origin(NamedTuple):

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from ..rewrite.first_bad import first_bad
-from ..rewrite.watch import Reading, turn
+from ..rewrite.reading import Reading, turn
 from .alerts import Alert, Finding, Latch, Thresholds
 from .symptoms import in_probe
 

@@ -11,7 +11,8 @@ import jax
 
 from ..layer import Layer
 from ..rewrite.first_bad import first_bad
-from ..rewrite.watch import Reading, probe
+from ..rewrite.reading import Reading
+from ..rewrite.watch import probe
 from .accumulate import microbatches
 from .config import TrainConfig
 from .training import Training

@@ -55,8 +55,8 @@ sys.exit(code)
 
 @pytest.fixture
 def disk(tmp_path):
-    """`(directory, grow, limited)`: a file system of its own where we may mount one, and how to make it `size` bytes large; else a
-    limit on the size of a file, put around the command. Both refuse a write in the middle.
+    """`(directory, grow, limited)`: a file system of its own where we may mount one, and how to make it larger; else a limit on
+    the size of a file, put around the command. Both refuse a write in the middle.
     """
     where, size = tmp_path / "disk", [0]
     where.mkdir()
