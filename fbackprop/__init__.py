@@ -32,6 +32,10 @@ _HOME = {
               " batch_size token_weight",
     "rewrite.precision": "Precision PRECISIONS with_precision",
     "rewrite.tap": "tap",
+    "rewrite.watch": "watch probe",
+    "rewrite.reading": "readings",
+    "rewrite.record": "activation_gradients",
+    "rewrite.first_bad": "first_bad",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
     "models.mlp": "mlp",
     "models.convnet": "convnet",
@@ -43,6 +47,8 @@ _HOME = {
     "train.accumulate": "accumulate microbatches",
     "train.parallel": "ask_for devices replicate shard data_parallel",
     "train.scaling": "LossScale adjust unscale all_finite",
+    "train.monitor": "Monitor",
+    "train.alerts": "Alert Thresholds",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)

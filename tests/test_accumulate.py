@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import pairwise, product
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def splits(count):
     chosen = cuts if count is None else [cuts[i] for i in RNG.choice(len(cuts), count, replace=False)] + [cuts[0], cuts[-1]]
     for cut in chosen:
         edges = [0, *(i + 1 for i, here in enumerate(cut) if here), 12]
-        yield list(zip(edges, edges[1:]))
+        yield list(pairwise(edges))
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(None, marks=pytest.mark.slow)])

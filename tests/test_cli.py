@@ -12,7 +12,7 @@ import pytest
 
 from fbackprop import data
 from fbackprop.cli import main
-from fbackprop.train import rundir
+from fbackprop.train import log
 from fbackprop.train.config import TrainConfig
 
 GOOD = """
@@ -92,6 +92,20 @@ BAD = {
     "batch larger than the data": (nothing, ["train", "mnist", "--batch-size", "4001"], 2, "4000"),
     "seed negative": (nothing, ["train", "mnist", "--seed=-1"], 2, "seed"),
     "backward unknown": (nothing, ["train", "mnist", "--backward", "magic"], 2, "manual"),
+    "clip without a bound": (nothing, ["train", "mnist", "--clip", "norm"], 2, "for example norm:1.0"),
+    "clip of an unknown kind": (nothing, ["train", "mnist", "--clip", "size:1"], 2, "value, norm, layer, adaptive"),
+    "clip to 0": (nothing, ["train", "mnist", "--clip", "norm:0"], 2, "X above 0"),
+    "optimizer unknown": (nothing, ["train", "mnist", "--optimizer", "adma"], 2, "adamw"),
+    "schedule unknown": (nothing, ["train", "mnist", "--schedule", "sine"], 2, "cosine"),
+    "weight decay of adam": (nothing, ["train", "mnist", "--weight-decay", "0.1"], 2, "adamw, lion"),
+    "warmup negative": (nothing, ["train", "mnist", "--warmup=-1"], 2, "warmup"),
+    "precision unknown": (nothing, ["train", "mnist", "--precision", "fp8"], 2, "bfloat16"),
+    "more parts than examples": (nothing, ["train", "mnist", "--accumulate", "51"], 2, "the rows of the batch"),
+    "more devices than there are": (nothing, ["train", "mnist", "--devices", "4096"], 2, "Ask for at most"),
+    "checkpoint every 0": (nothing, ["train", "mnist", "--checkpoint-every", "0"], 2, "checkpoint_every"),
+    "keep none": (nothing, ["train", "mnist", "--keep", "0"], 2, "keep"),
+    "policy unknown": (nothing, ["train", "mnist", "--on-nonfinite", "pray"], 2, "restore"),
+    "resume and force": (nothing, ["train", "mnist", "--resume", "--force"], 2, "one of them"),
     "data missing": (nothing, ["train", "mnist", "--data", "nowhere"], 74, "nowhere"),
     "data empty": (lambda: Path("d").mkdir(), ["train", "mnist", "--data", "d"], 74, "train-images"),
     "data of another kind": (lambda: (idx([1] * 8) / "train-images-idx3-ubyte").write_bytes(b"GIF89a" * 99),
@@ -162,14 +176,41 @@ def test_a_run_is_never_overwritten_without_force(capsys):
     write(GOOD)
     run = [*RUN, "--out", "mine", "--quiet"]
     assert main(run) == 0
-    before = {path.name: path.read_bytes() for path in Path("mine").iterdir()}
+    contents = lambda: {path: path.read_bytes() for path in Path("mine").rglob("*") if path.is_file()}
+    before = contents()
     assert main(run) == 2
     assert "--force" in capsys.readouterr().err
-    assert before == {path.name: path.read_bytes() for path in Path("mine").iterdir()}
+    assert contents() == before
     Path("mine/notes.txt").write_text("mine")
     assert main([*run, "--seed", "1", "--force"]) == 0
     assert "seed = 1" in Path("mine/config.toml").read_text()
     assert Path("mine/notes.txt").read_text() == "mine"
+
+
+def test_resume_goes_on_longer_but_not_otherwise(capsys):
+    """Steps may change; anything else is another run and is told so. A run that is at its end stays as it is."""
+    write(GOOD)
+    run = ["train", "mine.py:function", "--out", "mine", "--quiet", "--schedule", "constant"]
+    assert main([*run, "--steps", "20", "--resume"]) == 0  # nothing there: from step 0
+    assert main([*run, "--steps", "30", "--resume"]) == 0
+    assert "going on after step 20" in capsys.readouterr().err
+    longer = Path("mine/metrics.jsonl").read_text()
+    assert main([*run, "--steps", "30", "--resume"]) == 0
+    assert Path("mine/metrics.jsonl").read_text() == longer
+    capsys.readouterr()
+    assert main([*run, "--steps", "30", "--resume", "--seed", "1"]) == 2
+    assert "seed: expected 0, as the run began, found 1" in capsys.readouterr().err
+    assert Path("mine/metrics.jsonl").read_text() == longer
+    steps = [json.loads(line)["step"] for line in longer.splitlines() if "grad_norm" in json.loads(line)]
+    assert steps == list(range(1, 31))
+
+
+def test_resume_without_out_takes_the_last_run(capsys):
+    write(GOOD)
+    assert main([*RUN, "--quiet"]) == 0
+    assert main([*RUN, "--quiet"]) == 0
+    assert main(["train", "mine.py:function", "--steps", "4", "--quiet", "--resume"]) == 0
+    assert "runs/mine.py-function-002: going on after step 2" in capsys.readouterr().err
 
 
 def test_runs_are_numbered(capsys):
@@ -185,7 +226,7 @@ def test_disk_full_is_told_and_exits_74(monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr(rundir, "open", full, raising=False)
+    monkeypatch.setattr(log, "open", full, raising=False)
     assert main(RUN) == 74
     assert "No space left" in capsys.readouterr().err
 
@@ -211,7 +252,8 @@ def test_train_answers_with_one_json_line(capsys):
     assert result["max_gradient_error"] <= 1e-5
     rows = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "grad_norm" in row] == list(range(1, 201))
-    assert set(rows[0]) == {"step", "loss", "grad_norm", "update_norm", "param_norm"}
+    assert rows[0]["epoch"] == 0
+    assert set(rows[1]) == {"step", "loss", "grad_norm", "update_norm", "param_norm"}
 
 
 def test_both_backward_passes_give_one_curve(capsys):

@@ -1,7 +1,7 @@
 """The command line: `fbackprop VERB ...`. One thin file per verb; a verb's module is imported when it is asked for.
 
 Results on stdout, progress and errors on stderr. Exit codes: 0 ok; 1 the result is bad; 2 something wrong in what was given;
-74 a file is missing, corrupt or cannot be written; 130 and 143 interrupted.
+73 another run is at work there; 74 a file is missing, corrupt or cannot be written; 130 and 143 interrupted.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def _run(argv: list[str]) -> int:
         hint = f"Did you mean {close[0]}?" if close else "fbackprop --help lists them"
         raise Problem(f"verb {verb!r}: expected one of {', '.join(VERBS)}. {hint}")
     try:
+        import filelock  # noqa: F401
         import rich  # noqa: F401
         import tyro  # noqa: F401
     except ImportError as error:

@@ -49,8 +49,9 @@ def run(argv: list[str]) -> int:
     from ..explain.summary import summarize
     from ..train.builtin import load_task
     from ..train.look import plan
-    from ..train.loop import Tell, fit
+    from ..train.loop import fit
     from ..train.parallel import ask_for
+    from ..train.progress import Tell
     from ..train.recipe import start
     from ..train.rundir import open_run
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from ..dtypes import is_floating
 from ..layer import Tree, paths
-from .watch import Reading, turn
+from .reading import Reading, turn
 
 
 class Origin(NamedTuple):
-    """side: "batch", "params", "residual" (the forward: y or what is kept), "dy", "dx" or "dparams"; path: of the layer, "loss",
-    of the leaf in params or in the batch."""
+    """side: "batch", "params", "residual" (the forward: y or what is kept), "dy", "dx" or "dparams"; path: of the layer, "loss"
+    for the loss, or of the leaf in params or in the batch."""
 
     path: str
     side: str

@@ -37,7 +37,7 @@ class Record:
 
     @classmethod
     def tree_unflatten(cls, aux: tuple[str, str, tuple[int, ...]], children: tuple[Tree]) -> Record:
-        return cls(*children, *aux)
+        return cls(children[0], *aux)
 
 
 Note = Callable[[Any], Tree]  # y -> what is kept of it for the backward
@@ -74,7 +74,9 @@ def records(tree: Tree, kind: str) -> dict[str, Record]:
 
 def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Tree:
     """`params` of a net without Records as those of `net`, which has them: each as at the start."""
-    spec = jax.eval_shape(objective(net, loss).init, jax.random.key(0), batch)
+    keys = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)]
+    key = jax.random.key(0, impl=jax.random.key_impl(keys[0]) if keys else None)  # of the kind that State holds
+    spec = jax.eval_shape(objective(net, loss).init, key, batch)
     fill = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     return jax.tree.map(fill, graft(params, spec))
 

@@ -1,80 +1,43 @@
-"""watch: a probe at every layer without parts, that measures y, dy and dparams in the pass that makes them.
-
-Where a layer runs n times in a `repeat`, there is one Reading for each: `2/0[3]/1` is layer 2/0/1 in its block 3, from 0.
-"""
+"""watch: a probe at every layer without parts, that measures y, dy and dparams in the pass that makes them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..compose import map_layers_with_path, value_and_grad
 from ..dtypes import is_floating
+from ..errors import expect
 from ..layer import Layer, Tree, graft, paths, split
 from ..layers.recurrent import Cell
+from .reading import COLUMNS, SATURATED, SHARES, Reading, of_records
 from .record import Record, beside_records, recording, records
-
-# Per tree: how many numbers; the sum of their squares over the square of the largest, so that neither 1e-30 nor 1e30 is lost
-# in it; the largest magnitude; how many are zero; how many are not finite, which no other column counts
-COLUMNS = ("size", "squares", "max", "zeros", "nonfinite")
-# Where the slope is below 4 % of its largest: 4 y (1 - y) < 0.04 beyond 0.01 and 0.99, 1 - y^2 < 0.04 beyond 0.98
-SATURATED = {"sigmoid": (0.01, 0.99), "tanh": (-0.98, 0.98), "rnn_cell": (-0.98, 0.98)}
-
-
-@partial(jax.tree_util.register_dataclass, data_fields=["norm", "rms", "max", "zeros", "nonfinite", "size"], meta_fields=[])
-@dataclass(frozen=True)
-class Norms:
-    """Of the floating numbers of a tree. norm, rms and max are of those that are finite; `zeros` is a share, 0 to 1."""
-
-    norm: Any
-    rms: Any
-    max: Any  # of the magnitudes
-    zeros: Any
-    nonfinite: Any  # how many
-    size: Any  # how many in all
-
-
-@partial(jax.tree_util.register_dataclass, meta_fields=["layer"],
-         data_fields=["y", "dy", "dparams", "nonfinite_residuals", "nonfinite_dx", "dead", "saturated"])
-@dataclass(frozen=True)
-class Reading:
-    """What a probe saw of one layer in one pass; of a `recurrent` cell, all steps together, its carry left out."""
-
-    layer: str  # its name
-    y: Norms
-    dy: Norms
-    dparams: Norms
-    nonfinite_residuals: Any  # how many
-    nonfinite_dx: Any
-    dead: Any = None  # relu: the share of units (last axis) whose y is 0 in the whole batch
-    saturated: Any = None  # sigmoid, tanh, rnn_cell: the share of y where the slope is below 4 % of its largest
 
 
 def watch(net: Layer) -> Layer:
     """`net` with a probe at every layer without parts; values and gradients stay, and so do all paths.
 
     A probe's State holds sums, its Next those of this pass: `readings(grads)`. `graft(params, watch(net).init(key, x))`
-    carries params over; `probe` does it all.
+    carries params over; `probe` does it all. Raises ValueError for a net that is watched already.
     """
     def watched(path: str, layer: Layer) -> Layer:
+        expect(not layer.name.startswith("statistics of "), "watch", "a net without probes", layer.name)
         if layer.parts:
             place = len(path.split("/")) if path else 0
             return replace(layer, init=lambda key, x: _marked(layer.init(key, x), place))
-        start = {"sums": jnp.zeros((3, len(COLUMNS))), "counts": jnp.zeros(4)}
+        start = {"sums": jnp.zeros((3, len(COLUMNS))), "counts": jnp.zeros(2 + SHARES)}
         return recording(layer, "statistics", start, partial(_read, _output_of(layer)), partial(_note, layer))
 
     return map_layers_with_path(net, watched)
 
 
 def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Array, dict[str, Reading], Tree]]:
-    """`measure(params, batch, seed=1.0) -> (value, readings, grads)`: `value_and_grad` and, by layer path, what it looked like inside.
+    """`measure(params, batch, seed=1.0) -> (value, readings, grads)`: `value_and_grad` and, by layer path, what it saw inside.
 
     Compiled once. State moves in `grads` as ever; `params` are those of `net`, and nothing changes them.
     """
@@ -88,25 +51,9 @@ def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Arra
 
     def measure(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, dict[str, Reading], Tree]:
         value, seen, grads = run(params, batch, seed)
-        return value, _readings(jax.device_get(seen)), grads
+        return value, of_records(jax.device_get(seen)), grads
 
     return measure
-
-
-def readings(tree: Tree) -> dict[str, Reading]:
-    """A Reading by layer path, in the order the layers run, from params or grads of a watched net: Python numbers outside jit.
-
-    Inside, scalars; a dict that jit hands out is in alphabetical order. Raises nothing: a tree without probes gives {}.
-    """
-    found = records(tree, "statistics")
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found))
-    return _readings(found if traced else jax.device_get(found))
-
-
-def turn(path: str) -> list[tuple[int, str, int]]:
-    """Sorts layer paths, blocks included, into the order they run in; names come after numbers."""
-    parts = [re.fullmatch(r"(\d*)(.*?)(?:\[(\d+).*\])?", part) for part in path.split("/") if part]
-    return [(int(m[1]) if m[1] else 1 << 30, m[2], int(m[3] or 0)) for m in parts if m]
 
 
 # ---- what a probe does
@@ -118,20 +65,22 @@ def _output_of(layer: Layer) -> Callable[[Any], Any]:
 
 
 def _note(layer: Layer, y: Any) -> jax.Array:
-    """(5 + 2,): the columns of y, then the shares of dead and saturated."""
+    """(5 + 3,): the columns of y, then its SHARES."""
     y = _output_of(layer)(y)
-    kind, share = layer.name.partition("(")[0], jnp.zeros(2)
+    kind, shares = layer.name.partition("(")[0], [jnp.zeros(())] * SHARES
+    if isinstance(y, jax.Array) and is_floating(y) and y.ndim > 1 and y.shape[-1] > 1:
+        shares[0] = jnp.all(y == y[..., :1]) & jnp.any(y != jnp.ravel(y)[0])
     if kind == "relu":
-        share = share.at[0].set(jnp.mean(jnp.all(y == 0, axis=tuple(range(y.ndim - 1)))))
-    elif kind in SATURATED:
+        shares[1] = jnp.mean(jnp.all(y == 0, axis=tuple(range(y.ndim - 1))))
+    if kind in SATURATED:
         low, high = SATURATED[kind]
-        share = share.at[1].set(jnp.mean((y < low) | (y > high)))
-    return jnp.concatenate([_sums(y), share])
+        shares[2] = jnp.mean((y < low) | (y > high))
+    return jnp.concatenate([_sums(y), jnp.stack(shares).astype(jnp.result_type(float))])
 
 
 def _read(output: Callable[[Any], Any], noted: jax.Array, residuals: Any, dy: Any, dparams: Tree, dx: Any) -> Tree:
-    noted = noted.reshape(-1, len(COLUMNS) + 2)  # a row for each step of a recurrence
-    of_y, shares = _combined(noted[:, :-2]), jnp.mean(noted[:, -2:], axis=0)
+    noted = noted.reshape(-1, len(COLUMNS) + SHARES)  # a row for each step of a recurrence
+    of_y, shares = _combined(noted[:, :-SHARES]), jnp.mean(noted[:, -SHARES:], axis=0)
     sums = jnp.stack([of_y, _sums(output(dy)), _sums(split(dparams)[0])])
     return {"sums": sums, "counts": jnp.concatenate([jnp.stack([_nonfinite(residuals), _nonfinite(dx)]), shares])}
 
@@ -166,9 +115,6 @@ def _combined(rows: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(size), jnp.sum(squares), top, jnp.sum(zeros), jnp.sum(bad)])
 
 
-# ---- reading
-
-
 def _marked(params: Tree, place: int) -> Tree:
     """Records that the combinator of this depth has put a leading axis on are told where their path divides into blocks."""
     is_record = lambda n: isinstance(n, Record) and n.kind == "statistics"
@@ -180,39 +126,3 @@ def _marked(params: Tree, place: int) -> Tree:
         return replace(node, axes=(place,) * new + node.axes)
 
     return jax.tree.map(mark, params, is_leaf=is_record)
-
-
-def _readings(found: dict[str, Record]) -> dict[str, Reading]:
-    each: dict[str, Reading] = {}
-    for path, record in found.items():
-        sums, counts = record.value["sums"], record.value["counts"]
-        for block in np.ndindex(*counts.shape[:-1]):
-            each[_in_block(path, record.axes, block)] = _reading(record.layer, sums[block], counts[block])
-    return {path: each[path] for path in sorted(each, key=turn)}
-
-
-def _in_block(path: str, axes: tuple[int, ...], block: tuple[int, ...]) -> str:
-    """An axis nobody has marked (of a vmap) counts as one of the layer itself."""
-    parts = path.split("/")
-    for place, k in zip((*axes, *(-1 for _ in block[len(axes):])), block):
-        parts[place] += f"[{k}]"
-    return "/".join(parts)
-
-
-def _reading(layer: str, sums: Any, counts: Any) -> Reading:
-    kind = layer.partition("(")[0]
-    residuals, dx, dead, saturated = _numbers(counts)
-    return Reading(layer, *(_norms(*_numbers(row)) for row in sums), residuals, dx,
-                   dead if kind == "relu" else None, saturated if kind in SATURATED else None)
-
-
-def _numbers(row: Any) -> list[Any]:
-    return row.tolist() if isinstance(row, np.ndarray) else list(row)
-
-
-def _norms(size: Any, squares: Any, largest: Any, zeros: Any, bad: Any) -> Norms:
-    if isinstance(size, float):
-        count = max(size, 1.0)
-        return Norms(largest * squares**0.5, largest * (squares / max(size - bad, 1.0))**0.5, largest, zeros / count, bad, size)
-    finite, count = jnp.maximum(size - bad, 1), jnp.maximum(size, 1)
-    return Norms(largest * jnp.sqrt(squares), largest * jnp.sqrt(squares / finite), largest, zeros / count, bad, size)

@@ -26,8 +26,8 @@ def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> Val
     """`(params, microbatches, seed=1.0) -> (value, grads)`: those of the whole batch, whatever the split.
 
     microbatches: a list of batches of any sizes, run one after the other, or one batch whose leaves have a leading axis more,
-    run as a scan. weight: `batch -> scalar`, what the batch's loss divides by: the batch size, or `token_weight(...)` where targets
-    are ignored or weighted. Parts that weigh 0 count nowhere; all of them together give 0. State is threaded in order.
+    run as a scan. weight: `batch -> scalar`, what the batch's loss divides by: the batch size, or `token_weight(...)` where
+    targets are ignored or weighted. Parts that weigh 0 count nowhere; all of them together give 0. State is threaded in order.
 
     Equal to the whole batch for a loss that is a mean and a net whose examples do not meet: batch_norm takes its statistics and
     dropout its mask from each part. Raises ValueError for an empty list.

@@ -3,69 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ..layer import Tree
 from ..problem import Failure, Interrupted, Problem
+from .alerts import Alert
 from .config import TrainConfig
 from .log import Log
 from .look import Epoch, Plan, looker, plan
+from .monitor import Monitor
 from .optimizer import optimizer
+from .progress import Progress, Taken, Tell, enough_memory, looked
 from .recipe import computed, gradients, placed
 from .saver import Saver
 from .task import Task
-from .training import NORMS, Training, begin, make_training_step
+from .training import NORMS, Training, begin, make_training_step, trained_layers
 from .trouble import Trouble
 
 IN_A_ROW = 10  # steps left out before a run that skips gives up
 RESTORES = 3  # times a run goes back before it gives up
-
-
-def nothing(*_: object) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Tell:
-    """Whom a run tells: of an Epoch, of a step's record, a sentence; `check` may raise Interrupted between steps."""
-
-    epoch: Callable[[Epoch], object] = nothing
-    step: Callable[[dict[str, Any]], object] = nothing
-    say: Callable[[str], object] = nothing
-    check: Callable[[], object] = nothing
-
-
-@dataclass
-class Progress:
-    """Where a run is: with the Training all that it needs to go on as if it had never stopped.
-
-    step: how many were taken or left out; data: the number of the next batch; lines: bytes of metrics.jsonl that belong to it;
-    loss_sum, losses: since the last epoch; gradient_error: the largest so far.
-    """
-
-    step: int = 0
-    data: int = 0
-    restores: int = 0
-    lines: int = 0
-    loss_sum: float = 0.0
-    losses: int = 0
-    gradient_error: float = 0.0
-
-
-class Taken(NamedTuple):
-    """A step that was handed to the device: its number, its batch and the number of that, its metrics to come."""
-
-    number: int
-    data: int
-    batch: Any
-    metrics: Any
 
 
 def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Tell | None = None,
@@ -78,7 +39,7 @@ def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Te
     """
     with Saver(directory, config) as saver:
         run = Run(task, config, params, directory, tell or Tell(), saver)
-        with enough_memory(run):
+        with enough_memory(lambda: run.at.step, config):
             run.go_on() if resume else run.start()
             run.all_steps()
             return run.training.params, run.last or run.look(None), run.at.gradient_error
@@ -99,6 +60,7 @@ class Run:
         self.last: Epoch | None = None
         self.measure = looker(task, config, self.total)
         self.trouble = Trouble(computed(task, config), task.loss, config)
+        self.layers, self.monitor = trained_layers(params), Monitor()
         self.every = config.checkpoint_every or self.total.per_epoch
         self.waiting: list[Taken] = []
         # a step that is left out must be known before the next one changes the params it was taken from
@@ -118,6 +80,7 @@ class Run:
             return
         self.training, header = self.place(found[0]), found[1]
         self.at = Progress(**header["progress"])
+        self.monitor = Monitor.of(self.at.monitor) if self.at.monitor else Monitor()
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
 
@@ -147,7 +110,10 @@ class Run:
             raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
         self.waiting.append(Taken(number, self.at.data, batch, metrics))
         self.at.step, self.at.data = number, self.at.data + 1
-        self.judge(self.behind)
+        watched = self.config.watch_every and number % self.config.watch_every == 0
+        self.judge(0 if watched else self.behind)
+        if watched and self.at.step == number:
+            self.watch(batch)
 
     def judge(self, behind: int) -> None:
         """Looks at the metrics of all steps but the last `behind`: the device is not waited for while it works."""
@@ -158,9 +124,24 @@ class Run:
                 row = {"step": taken.number, "loss": float(metrics["loss"]), **{name: float(metrics[name]) for name in NORMS}}
                 self.log.add(row)
                 self.tell.step(row)
+                norms = {path: dict(zip(NORMS, column)) for path, column in zip(self.layers, metrics["layers"].T.tolist())}
+                self.alert(self.monitor.step(taken.number, row["loss"], norms))
                 self.at.loss_sum, self.at.losses = self.at.loss_sum + row["loss"], self.at.losses + 1
             else:
                 self.not_finite(taken, metrics)
+
+    def watch(self, batch: Any) -> None:
+        """Every layer, on the batch of the step just taken; nothing is changed by it."""
+        readings = self.trouble.readings(self.training, batch)
+        alerts = self.monitor.probe(self.at.step, readings)
+        self.log.add({"step": self.at.step, "look": looked(self.monitor.describe())})
+        self.alert(alerts)
+
+    def alert(self, alerts: list[Alert]) -> None:
+        for alert in alerts:
+            words = asdict(alert)
+            self.log.add({"step": words.pop("step"), "alert": words.pop("kind"), **words})
+            self.tell.say(f"step {alert.step}: {alert.text if alert.ended else f'{alert.kind}: {alert.text}'}")
 
     def due(self) -> bool:
         step = self.at.step
@@ -186,7 +167,7 @@ class Run:
         self.tell.epoch(epoch)
 
     def save(self) -> None:
-        self.at.lines = self.log.sync()
+        self.at.lines, self.at.monitor = self.log.sync(), self.monitor.state()
         self.saver.save(self.at.step, self.training, {"progress": asdict(self.at)})
 
     # ---- when something happens
@@ -237,21 +218,8 @@ class Run:
         self.training, self.at = self.first(), Progress()
         if found is not None:
             self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
+        self.monitor = Monitor.of(self.at.monitor) if self.at.monitor else Monitor()
         self.at.restores, self.at.data = restores, taken.data + 1
         self.log.add({**event, "event": "went back", "to": self.at.step})
         self.save()
         self.tell.say(f"{what}. Back to step {self.at.step}, and on with batch {self.at.data}")
-
-
-@contextmanager
-def enough_memory(run: Run) -> Iterator[None]:
-    """Memory that runs out becomes a Failure that says what needs less."""
-    try:
-        yield
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * run.config.accumulate
-        raise Failure(f"at step {run.at.step}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the same "
-                      "gradient in parts), or checkpoint(...) around the layers that keep most. What was saved is whole: --resume "
-                      "goes on from it") from error

@@ -1,4 +1,4 @@
-"""A run's directory: config.toml, metrics.jsonl, checkpoints/. One process at a time; nothing overwritten without being told."""
+"""A run's directory: config.toml, metrics.jsonl, checkpoints/. One process at a time; nothing overwritten untold."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False
     A step whose loss or gradient is not finite changes nothing but the guard, and no step after it changes anything either
     unless `skip`. Where the loss is finite and only the scaled gradients are not, the scale was too high: it is halved, and the
     next step counts again.
-    metrics: those of `make_step`; finite, overflow (of the scale), halted, lost (the step was taken and the weights overflowed);
+    metrics: those of `make_step`; finite, overflow (of the scale), halted, lost (the step was taken, the weights overflowed);
     layers (3, L), the NORMS of each of `trained_layers`.
     """
 

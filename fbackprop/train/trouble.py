@@ -11,6 +11,7 @@ import jax
 
 from ..layer import Layer
 from ..rewrite.first_bad import first_bad
+from ..rewrite.reading import Reading
 from ..rewrite.watch import probe
 from .accumulate import microbatches
 from .config import TrainConfig
@@ -57,6 +58,11 @@ class Trouble:
                 name = readings[found.path].layer if found.path in readings else ""
                 return Origin(found.path, found.side, f"{found} {name}".rstrip())
         return Origin("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
+
+    def readings(self, training: Training, batch: Any) -> dict[str, Reading]:
+        """Of one pass over the first part of `batch`, at the scale the loss has."""
+        scale = training.guard.scale
+        return self.measure(training.params, self.parts(batch)[0], 1.0 if scale is None else scale.scale)[1]
 
     def parts(self, batch: Any) -> list[Any]:
         if self.config.accumulate == 1:

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fbackprop.train import checkpoint
 from fbackprop.train.log import records
-from fbackprop.train.saver import files  # noqa: F401: of tests too
+from fbackprop.train.saver import files
 
 HERE = Path(__file__).parent
 VICTIM = f"{HERE / 'victim.py'}:function"
@@ -35,11 +36,19 @@ def environment(cache: Path) -> dict[str, str]:
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1", "JAX_PLATFORMS": "cpu"}
 
 
-def finish(out: Path, cache: Path, *more: str, **options: object) -> subprocess.CompletedProcess[str]:
+def limited(what: str, amount: int, arguments: list[str]) -> list[str]:
+    """The command in a process with so many cores, so much memory, or files so large at most."""
+    return [sys.executable, str(HERE / "limited.py"), what, str(amount), *arguments]
+
+
+def run(arguments: list[str], cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment(cache), timeout=300, **options)
+
+
+def finish(out: Path, cache: Path, *more: str) -> None:
     """Runs to the end, which must be a good one."""
-    done = subprocess.run(command(out, *more), capture_output=True, text=True, env=environment(cache), timeout=300, **options)
+    done = run(command(out, *more), cache)
     assert done.returncode == 0, done.stderr
-    return done
 
 
 def leaves(path: Path) -> dict[str, bytes]:
@@ -72,6 +81,11 @@ def newest_good(out: Path) -> int:
             continue
         good = max(good, header["step"])
     return good
+
+
+def newest_step(out: Path) -> int:
+    """By name alone; 0 when there is none."""
+    return max((int(path.stem.rpartition("-")[2]) for path in files(out / "checkpoints")), default=0)
 
 
 def report(what: str, counted: int, **more: object) -> None:

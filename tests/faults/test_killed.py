@@ -16,7 +16,7 @@ POINTS = ("start", "half written", "before fsync", "before replace", "after repl
 
 
 def test_kill_at_any_moment(tmp_path, cache, unbroken):
-    """Runs are killed again and again, at moments spread over a whole run, until one reaches its end; then all is as unbroken."""
+    """Runs are killed again and again, at moments spread over a whole run, until one reaches its end: all is as unbroken."""
     reference, seconds = unbroken
     rng, kills, ended, wanted = runs.generator("kill"), 0, 0, runs.count(25, 200)
     while kills < wanted or ended == 0:
@@ -37,46 +37,59 @@ def test_kill_at_any_moment(tmp_path, cache, unbroken):
     runs.report("kill -9 at a random moment", kills, runs=ended)
 
 
-@pytest.mark.parametrize("point", POINTS)
-def test_kill_inside_save(tmp_path, cache, unbroken, point):
+def test_kill_inside_save(tmp_path, cache, unbroken):
+    """At each point in turn, the same run again and again; the newest whole step is the last that was whole, never another."""
     reference, _ = unbroken
-    rng, times = runs.generator(point), runs.count(12, 120) // len(POINTS)
+    rng, times, ended = runs.generator("save"), runs.count(12, 120), 0
+    killed = dict.fromkeys(POINTS, 0)
+    out, saved = tmp_path / "run0", 0
     for number in range(times):
-        out, save = tmp_path / f"run{number}", int(rng.integers(4 if point == "before prune" else 1, runs.STEPS // runs.EVERY))
-        program = (str(runs.HERE / "killed_in_save.py"), point, str(save))
-        done = subprocess.run(runs.command(out, program=program), env=runs.environment(cache), stderr=subprocess.PIPE, text=True)
+        point = POINTS[number % len(POINTS)]
+        after = int(rng.integers(4 if point == "before prune" else 1, 8))  # how many saves from here the kill is
+        command = runs.command(out, "--resume", program=(str(runs.HERE / "killed_in_save.py"), point, str(after)))
+        done = runs.run(command, cache)
         assert done.returncode == -signal.SIGKILL, done.stderr
-        before, made = (save - 1) * runs.EVERY, save * runs.EVERY
-        assert runs.newest_good(out) == (made if point in ("after replace", "before prune") else before or -1)
-        runs.finish(out, cache, "--resume")
-        runs.assert_same_run(out, reference)
-    runs.report(f"kill inside save: {point}", times)
+        killed[point] += 1
+        made = saved + after * runs.EVERY
+        saved = made if point in ("after replace", "before prune") else made - runs.EVERY
+        assert runs.newest_good(out) == (saved or -1)
+        if saved > runs.STEPS - 8 * runs.EVERY or number == times - 1:
+            runs.finish(out, cache, "--resume")
+            runs.assert_same_run(out, reference)
+            ended += 1
+            out, saved = tmp_path / f"run{ended}", 0
+    runs.report("kill at each of 6 points inside save", times, points=killed, runs=ended)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_asked_to_stop(tmp_path, cache, unbroken, number, code):
+def test_asked_to_stop(tmp_path, cache, unbroken):
     """A checkpoint, the exit code and the end within a step and two seconds; then the run goes on as if nothing had been."""
     reference, _ = unbroken
-    rng, times, slowest = runs.generator(number.name), runs.count(10, 50) // 2, 0.0
-    for k in range(times):
-        out = tmp_path / f"run{k}"
-        process = subprocess.Popen(runs.command(out), env=runs.environment(cache), stderr=subprocess.PIPE, text=True)
-        while not runs.files(out / "checkpoints"):
+    rng, times, ended, seconds = runs.generator("stop"), runs.count(10, 50), 0, []
+    out, before = tmp_path / "run0", 0
+    for number in range(times):
+        which, code = [(signal.SIGTERM, 143), (signal.SIGINT, 130)][number % 2]
+        process = subprocess.Popen(runs.command(out, "--resume"), env=runs.environment(cache), stderr=-1, text=True)  # a pipe
+        while runs.newest_step(out) <= before:
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 0.05))
         asked = time.monotonic()
-        process.send_signal(number)
+        process.send_signal(which)
         _, said = process.communicate(timeout=60)
-        slowest = max(slowest, time.monotonic() - asked)
-        assert process.returncode == code
-        assert f"ended by {number.name} after step" in said
+        seconds.append(time.monotonic() - asked)
+        assert process.returncode == code, said
+        assert f"ended by {which.name} after step" in said
         assert "--resume" in said
-        step = int(said.partition("after step ")[2].partition(",")[0])
+        step = int(said.rpartition("after step ")[2].partition(",")[0])
         assert runs.newest_good(out) == step == runs.metrics(out)[-1]["step"]
-        runs.finish(out, cache, "--resume")
-        runs.assert_same_run(out, reference)
-    assert slowest < 2.5  # a step takes milliseconds
-    runs.report(number.name, times, slowest_seconds=round(slowest, 2))
+        before = step
+        if step > runs.STEPS * 0.6 or number == times - 1:
+            runs.finish(out, cache, "--resume")
+            runs.assert_same_run(out, reference)
+            ended += 1
+            out, before = tmp_path / f"run{ended}", 0
+    # a step takes milliseconds; what else the machine is doing stretches everything
+    assert max(seconds) < 2.1 * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))
+    runs.report("SIGTERM / SIGINT", times, runs=ended, slowest_seconds=round(max(seconds), 2))
 
 
 def test_two_runs_in_one_directory(tmp_path, cache):
@@ -88,7 +101,7 @@ def test_two_runs_in_one_directory(tmp_path, cache):
             time.sleep(0.01)
         for k in range(times):
             more = ["--resume", "--force"][k % 2]
-            second = subprocess.run(runs.command(out, more), env=runs.environment(cache), capture_output=True, text=True)
+            second = runs.run(runs.command(out, more), cache)
             assert second.returncode == 73, second.stderr
             assert "another run is at work in it" in second.stderr
             assert "Traceback" not in second.stderr
@@ -105,6 +118,7 @@ def test_one_core_or_two_same_bits(tmp_path, cache, unbroken):
     """Compiled anew as well: no program comes from the other run."""
     reference, _ = unbroken
     out = tmp_path / "run"
-    runs.finish(out, tmp_path / "another cache", preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}))
+    done = runs.run(runs.limited("cores", 1, runs.command(out)), tmp_path / "another cache")
+    assert done.returncode == 0, done.stderr
     runs.assert_same_run(out, reference)
     runs.report("one core, compiled anew", 1, cores=len(os.sched_getaffinity(0)), python=sys.version.split()[0])

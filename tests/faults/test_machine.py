@@ -8,8 +8,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,43 +53,51 @@ sys.exit(code)
 """
 
 
-@contextmanager
-def small_disk(where: Path, size: int):
-    """A file system of its own of `size` bytes where we may mount one; else a limit on the size of a file: both refuse a write.
-
-    Yields (what the child runs first, how to make room).
+@pytest.fixture
+def disk(tmp_path):
+    """`(directory, grow, limited)`: a file system of its own where we may mount one, and how to make it larger; else a limit on
+    the size of a file, put around the command. Both refuse a write in the middle.
     """
+    where, size = tmp_path / "disk", [0]
     where.mkdir()
-    if shutil.which("mount") and not subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", where]).returncode:
-        try:
-            yield None, lambda: subprocess.run(["mount", "-o", "remount,size=100m", where], check=True)
-        finally:
-            subprocess.run(["umount", where], check=True)
-    else:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size // 4, size // 4)), lambda: None
+    mounted = shutil.which("mount") and not subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "none", where]).returncode
+
+    def grow(to):
+        size[0] = to
+        if mounted:
+            subprocess.run(["mount", "-o", f"remount,size={to}", where], check=True)
+
+    yield where, grow, lambda command: command if mounted else runs.limited("file", size[0] // 4, command)
+    if mounted:
+        subprocess.run(["umount", where], check=True)
 
 
-def test_disk_full(tmp_path, cache, unbroken):
-    """Whatever write it is that fails: exit 74, one line, what was saved is whole; with room the run goes on to the same bits."""
+def test_disk_full(disk, cache, unbroken):
+    """Whatever write it is that fails: exit 74, one line, what was saved is whole. With a little more room the run goes on and
+    fails elsewhere; with enough it ends as the unbroken one.
+    """
     reference, _ = unbroken
+    where, grow, limited = disk
     sizes = np.linspace(12_288, 116_000, runs.count(12, 50), dtype=int)
-    saved = set()
-    for k, size in enumerate(map(int, sizes)):
-        with small_disk(tmp_path / f"disk{k}", size) as (limit, make_room):
-            out = tmp_path / f"disk{k}" / "run"
-            done = subprocess.run(runs.command(out), env=runs.environment(cache), capture_output=True, text=True, preexec_fn=limit)
-            assert done.returncode == 74, (size, done.stderr)
-            assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-            assert "cannot be written: " in done.stderr
-            assert not list(out.rglob("*.tmp"))
-            for path in runs.files(out / "checkpoints"):
-                checkpoint.read(path)
-            saved.add(len(runs.files(out / "checkpoints")))
-            make_room()
-            runs.finish(out, cache, "--resume")
-            runs.assert_same_run(out, reference)
-    assert saved >= {0, 1}  # it failed before the first checkpoint and after others
-    runs.report("disk full", len(sizes), checkpoints_left=sorted(saved))
+    saved, out = [], where / "run"
+    for size in map(int, sizes):
+        grow(size)
+        done = runs.run(limited(runs.command(out, "--resume")), cache)
+        assert done.returncode == 74, (size, done.stderr)
+        said = [line for line in done.stderr.splitlines() if "cannot be written" in line]
+        assert len(said) == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        assert not list(out.rglob("*.tmp"))
+        saved.append(runs.newest_good(out))
+        for path in runs.files(out / "checkpoints"):
+            checkpoint.read(path)
+    assert saved == sorted(saved)  # nothing that was saved is lost
+    assert saved[0] == -1
+    assert saved[-1] > 0
+    grow(100_000_000)
+    runs.finish(out, cache, "--resume")
+    runs.assert_same_run(out, reference)
+    runs.report("disk full", len(sizes), newest_good_step=saved)
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_AS"), reason="needs a way to give a process little memory")
@@ -99,14 +105,14 @@ def test_disk_full(tmp_path, cache, unbroken):
 def test_memory_runs_out(tmp_path, cache, calm):
     """In the first step and in the middle of a run: what to try, and the checkpoint before is whole."""
     (tmp_path / "hungry.py").write_text(HUNGRY.format(calm=calm))
-    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))
     arguments = [sys.executable, "-m", "fbackprop", "train", "hungry.py:function", "--out", "run", "--steps", "30",
                  "--checkpoint-every", "3", "--quiet"]
-    done = subprocess.run(arguments, env=runs.environment(cache), capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path)
+    done = runs.run(runs.limited("memory", 6 << 30, arguments), cache, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    said = done.stderr.strip().splitlines()
+    said = [line for line in done.stderr.splitlines() if "memory ran out" in line]
     assert len(said) == 1, done.stderr
-    for word in ("memory ran out", "--batch-size", "--accumulate 2", "checkpoint("):
+    assert "Traceback" not in done.stderr
+    for word in ("--batch-size", "--accumulate 2", "checkpoint("):
         assert word in said[0]
     assert runs.newest_good(tmp_path / "run") == (calm - 1 if calm else -1)
     runs.report("memory exhausted", 1, said=said[0][:90])

@@ -167,8 +167,8 @@ def function():
         return x, 40 * x[:, :1]
     return chain(dense(8), tanh(), dense(1)), mse(), batches
 """)
-    code = main(["train", "f16.py:function", "--steps", "60", "--out", "run", "--quiet", "--lr", "0.1", "--precision", "float16",
-                 "--json"])
+    code = main(["train", "f16.py:function", "--steps", "60", "--out", "run", "--quiet", "--lr", "0.1", "--json",
+                 "--precision", "float16"])
     out, said = capsys.readouterr()
     events = [row for row in records(Path("run")) if row.get("event") == "overflow"]
     assert code == 0

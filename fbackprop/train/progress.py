@@ -1,0 +1,78 @@
+"""Where a run is and whom it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+
+from ..problem import Failure
+from .config import TrainConfig
+from .look import Epoch
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Tell:
+    """Whom a run tells: of an Epoch, of a step's record, a sentence; `check` may raise Interrupted between steps."""
+
+    epoch: Callable[[Epoch], object] = nothing
+    step: Callable[[dict[str, Any]], object] = nothing
+    say: Callable[[str], object] = nothing
+    check: Callable[[], object] = nothing
+
+
+@dataclass
+class Progress:
+    """Where a run is: with the Training all that it needs to go on as if it had never stopped.
+
+    step: how many were taken or left out; data: the number of the next batch; lines: bytes of metrics.jsonl that belong to it;
+    loss_sum, losses: since the last epoch; gradient_error: the largest so far; monitor: what it goes by.
+    """
+
+    step: int = 0
+    data: int = 0
+    restores: int = 0
+    lines: int = 0
+    loss_sum: float = 0.0
+    losses: int = 0
+    gradient_error: float = 0.0
+    monitor: dict[str, Any] | None = None
+
+
+class Taken(NamedTuple):
+    """A step that was handed to the device: its number, its batch and the number of that, its metrics to come."""
+
+    number: int
+    data: int
+    batch: Any
+    metrics: Any
+
+
+def looked(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What a Monitor describes of each layer and block in one row, without what is not known."""
+    rows: dict[str, dict[str, Any]] = {}
+    for part in ("probe", "layers"):
+        for path, numbers in seen[part].items():
+            rows.setdefault(path, {}).update({name: number for name, number in numbers.items() if number is not None})
+    return rows
+
+
+@contextmanager
+def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None]:
+    """Memory that runs out becomes a Failure that says what needs less."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * config.accumulate
+        raise Failure(f"at step {step()}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the same "
+                      "gradient in parts), or checkpoint(...) around the layers that keep most. What was saved is whole: "
+                      "--resume goes on from it") from error
