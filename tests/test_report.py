@@ -16,7 +16,7 @@ from fbackprop.cli.options import parse
 from fbackprop.cli.report import mark_lines
 from fbackprop.cli.train import Options
 from fbackprop.explain.history import Mark, layer_series, read_run, series
-from fbackprop.explain.report import layer_names, report, task_of
+from fbackprop.explain.report import label, layer_names, report, task_of
 from fbackprop.train import checkpoint
 from fbackprop.train.config import PRESETS, TrainConfig
 from fbackprop.train.log import records
@@ -47,8 +47,9 @@ def step(number, loss=1.0):
 
 
 def look(number):
-    return {"step": number, "look": {"1": {"grad_norm": 0.1 * number, "param_norm": 9.0, "update_ratio": 1e-3, "y_rms": 1.0},
-                                     "2": {"dead": 0.25, "saturated": 0.5}, "3": {"grad_norm": "inf", "param_norm": 2.0}}}
+    relu = {"layer": "relu()", "dead": 0.25, "saturated": 0.5}
+    dense = {"layer": "dense(512)", "grad_norm": 0.1 * number, "param_norm": 9.0, "update_ratio": 1e-3, "y_rms": 1.0}
+    return {"step": number, "look": {"2": relu, "1": dense, "3": {"grad_norm": "inf", "param_norm": 2.0}}}
 
 
 def event(number, kind, **more):
@@ -56,7 +57,7 @@ def event(number, kind, **more):
 
 
 def alert(number, **more):
-    return {"step": number, "alert": "dead", "layer": "2", "number": 0.97, "text": "2: 97% of its units are dead", **more}
+    return {"step": number, "alert": "dead relu", "layer": "2", "number": 0.97, "text": "layer 2: 97% are zero", **more}
 
 
 def directory(path, *rows, config=CONFIG, end=""):
@@ -71,7 +72,8 @@ def directory(path, *rows, config=CONFIG, end=""):
 def real(tmp_path_factory):
     """A run of mnist with two checkpoints."""
     out = tmp_path_factory.mktemp("real") / "run"
-    assert main(["train", "mnist", "--steps", "20", "--checkpoint-every", "10", "--out", str(out), "--quiet"]) == 0
+    assert main(["train", "mnist", "--steps", "20", "--checkpoint-every", "10", "--watch-every", "10", "--out", str(out),
+                 "--quiet"]) == 0
     return out
 
 
@@ -100,9 +102,12 @@ def test_a_real_run_is_told_and_drawn(real, quick_compile, capsys):
     tested = [row["test_accuracy"] for row in rows if "epoch" in row]
     accuracy = found["scores"]["test_accuracy"]
     assert [accuracy[name] for name in ("first", "last", "best")] == [tested[0], tested[-1], max(tested)]
+    assert found["layers_step"] == 20
     assert (found["status"], found["step"], found["steps"], found["notes"]) == ("finished", 20, 20, [])
     assert 0 < found["gradient_error"] < 1e-5
-    assert next(iter(found["layers"])) == "1"
+    assert list(found["layers"]) == ["0", "1", "2", "3"]
+    assert 0 < found["layers"]["2"]["dead"] < 1
+    assert found["layers"]["1"]["update_ratio"] > 0
     assert "1 dense(512)" in out
     assert "lr 0.003" in out
     assert found["figures"] == [str(real / "report" / name) for name in FIGURES]
@@ -146,7 +151,7 @@ STATES = {
     "losses below 0": ([epoch(0, 0), step(1, -1.0), step(2, 3.0), step(3, 0.0)], "", "-1.0000"),
     "halted": ([epoch(0, 0), step(1), event(2, "halted")], "", "it began in layer 1, dy of dense(512)"),
     "looks and alerts": ([epoch(0, 0), *[row for n in range(1, 21) for row in (step(n, 1 / n), look(n))], alert(20),
-                          alert(30, ended=True) | {"number": "nan"}, epoch(2, 40)], "", "dead, ended"),
+                          alert(30, ended=True) | {"number": "nan"}, epoch(2, 40)], "", "dead relu: layer 2: 97%"),
     "looks of nothing": ([step(1), {"step": 1, "look": {}}, {"step": 1, "look": None}, {"step": 1, "look": {"1": 3}},
                           {"step": 1, "alert": "dead"}, {"step": 1, "event": "new"}], "", "new"),
 }
@@ -187,8 +192,16 @@ def test_the_last_look_is_the_table(tmp_path):
     history = read_run(directory(tmp_path / "run", look(1), look(4)))
     found = report(history, None, "gone")
     assert found.layers_step == 4
+    assert list(found.layers) == ["1", "2", "3"]
     assert found.layers == {"1": {"grad_norm": 0.4, "param_norm": 9.0, "update_ratio": 1e-3, "y_rms": 1.0},
                             "2": {"dead": 0.25, "saturated": 0.5}, "3": {"grad_norm": float("inf"), "param_norm": 2.0}}
+
+
+def test_layers_stand_in_the_order_of_the_net_and_blocks_have_names(tmp_path):
+    paths = ["10", "2/0[10]/1", "2/0/1", "2/0[9]/1", "1", ""]
+    history = read_run(directory(tmp_path / "run", {"step": 1, "look": {path: {"y_rms": 1.0} for path in paths}}))
+    assert list(report(history, None, "gone").layers) == ["", "1", "2/0/1", "2/0[9]/1", "2/0[10]/1", "10"]
+    assert label("2/0[9]/1", {"2/0/1": "relu()"}) == "2/0[9]/1 relu()"
 
 
 def test_seconds_of_a_resumed_run_add_up(tmp_path):
@@ -199,8 +212,9 @@ def test_seconds_of_a_resumed_run_add_up(tmp_path):
 def test_what_comes_again_and_again_is_one_line():
     marks = [Mark(n, "overflow", "1", f"overflow {n}") for n in range(5)]
     assert mark_lines(marks) == ["step 0: overflow 0 (5 times, the last at step 4)"]
-    many = mark_lines([Mark(n, "dead", str(n), "dead", alert=True) for n in range(100)])
+    many = mark_lines([Mark(n, "dead", str(n), "zero", alert=True) for n in range(100)])
     assert len(many) == 41
+    assert many[0] == "step 0: dead: zero"
     assert many[20] == "... 60 more ..."
 
 

@@ -97,7 +97,8 @@ def mark_lines(marks: list) -> list[str]:
             first, count, _ = lines[-1]
             lines[-1] = (first, count + 1, mark)
         else:
-            lines.append((f"step {mark.step}: {'alert, ' * mark.alert}{mark.text}{', ended' * mark.ended}", 1, mark))
+            kind = f"{mark.kind}: " if mark.alert and not mark.ended else ""  # an event's text begins with it
+            lines.append((f"step {mark.step}: {kind}{mark.text}", 1, mark))
     said = [text + (f" ({count} times, the last at step {last.step})" if count > 1 else "") for text, count, last in lines]
     if len(said) > MOST:
         said[MOST // 2:-MOST // 2] = [f"... {len(said) - MOST} more ..."]

@@ -25,7 +25,9 @@ SCORES = {"loss": "loss of a step", "test_loss": "test loss", "test_accuracy": "
 
 @dataclass(frozen=True)
 class Mark:
-    """Something that happened at a step: an event of the run, or an alert of what watches it. number: of what was measured."""
+    """Something that happened at a step: an event of the run, or an alert of what watches it. text: says it in a sentence;
+    number: what was measured.
+    """
 
     step: int
     kind: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from ..train.task import Task
 from .history import GRADIENT, LOOK, RATIO, SCORES, SHARES, WEIGHTS, History, Mark, Row, finite, number_of, series
 
 FIGURES = "report"  # the directory in a run's own
-COLUMNS = {GRADIENT: "gradient norm", WEIGHTS: "weight norm", RATIO: "update / weight", **SHARES, "y_rms": "rms of output"}
+COLUMNS = {GRADIENT: "gradient norm", WEIGHTS: "weight norm", RATIO: "update / weight", **SHARES, "dy_norm": "norm of dy",
+           "y_rms": "rms of output"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def layer_names(task: Task | None) -> dict[str, str]:
 
 def label(path: str, names: dict[str, str]) -> str:
     """A layer as people read it: its path and what it is, without the insides of a combinator."""
-    name = names.get(path, "")
+    name = names.get(re.sub(r"\[\d+\]", "", path), "")  # a repeat's block has a number of its own: 2/0[3]/1
     return f"{path or 'net'} {name if len(name) <= 40 else name.partition('(')[0]}".rstrip()
 
 
@@ -135,9 +137,15 @@ def _last_look(history: History) -> tuple[int | None, dict[str, dict[str, float]
         table = {path: {GRADIENT: norm} for path, norm in row["gradient_norms"].items()}
     else:
         return None, {}
-    known = {path: {key: number_of(about.get(key)) for key in COLUMNS} for path, about in table.items()}
+    known = {path: {key: number_of(table[path].get(key)) for key in COLUMNS} for path in sorted(table, key=_place)}
     return row["step"], {path: {key: value for key, value in about.items() if value is not None}
                          for path, about in known.items()}
+
+
+def _place(path: str) -> tuple[list[int], list[int]]:
+    """Sorts paths as the net is written: 2 before 10, all blocks of a layer together."""
+    return ([int(part) for part in re.sub(r"\[\d+\]", "", path).split("/") if part.isdigit()],
+            [int(number) for number in re.findall(r"\[(\d+)\]", path)])
 
 
 def draw(history: History, task: Task | None, out: Path) -> tuple[list[Path], list[str]]:
