@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .history import GRADIENT, RATIO, UPDATE, WEIGHTS, History, Mark, Row, layer_series, series
-from .report import label
+from .report import label, place
 
 DPI, WIDE = 100, 12.0
 # told apart by colour-blind eyes too (Okabe and Ito 2008); without the yellow, which is pale on white
@@ -114,7 +114,7 @@ def layers(history: History, names: dict[str, str]) -> Figure | None:
     shown = [(key, words) for key, words in shown if found[key]]
     if not shown:
         return None
-    order = list(dict.fromkeys(path for key, _ in shown for path in found[key]))
+    order = sorted({path for key, _ in shown for path in found[key]}, key=lambda path: (path == WHOLE, place(path)))
     styles = _styles([path for path in order if path != WHOLE])
     figure, axes = panels([3.0] * len(shown))
     figure.suptitle(f"{history.config.model}: its layers over {history.step} steps", fontsize=13)

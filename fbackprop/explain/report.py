@@ -137,12 +137,12 @@ def _last_look(history: History) -> tuple[int | None, dict[str, dict[str, float]
         table = {path: {GRADIENT: norm} for path, norm in row["gradient_norms"].items()}
     else:
         return None, {}
-    known = {path: {key: number_of(table[path].get(key)) for key in COLUMNS} for path in sorted(table, key=_place)}
+    known = {path: {key: number_of(table[path].get(key)) for key in COLUMNS} for path in sorted(table, key=place)}
     return row["step"], {path: {key: value for key, value in about.items() if value is not None}
                          for path, about in known.items()}
 
 
-def _place(path: str) -> tuple[list[int], list[int]]:
+def place(path: str) -> tuple[list[int], list[int]]:
     """Sorts paths as the net is written: 2 before 10, all blocks of a layer together."""
     return ([int(part) for part in re.sub(r"\[\d+\]", "", path).split("/") if part.isdigit()],
             [int(number) for number in re.findall(r"\[(\d+)\]", path)])
