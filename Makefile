@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the main job: a network learns real digits by the hand-written chain
 # make test   sets everything up and runs the tests that are not slow
+# make faults the long count of the fault tests: hundreds of processes killed, thousands of bits flipped (an hour)
 # make lock   makes requirements.lock again (needs uv)
 # PYTHON=python3.13 selects the interpreter, VENV= the directory it is set up in.
 PYTHON ?= python3
@@ -7,13 +8,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test lint peers lock clean
+.PHONY: demo test faults lint peers lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/fbackprop train mnist
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers"
+
+faults: $(VENV)/installed
+	FAULTS=long $(BIN)/python -m pytest -q -s tests/faults
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -106,6 +106,8 @@ BAD = {
     "keep none": (nothing, ["train", "mnist", "--keep", "0"], 2, "keep"),
     "policy unknown": (nothing, ["train", "mnist", "--on-nonfinite", "pray"], 2, "restore"),
     "resume and force": (nothing, ["train", "mnist", "--resume", "--force"], 2, "one of them"),
+    "alerts of an unknown name": (nothing, ["train", "mnist", "--alerts", "vanish=1"], 2, "vanishing=X:Y"),
+    "alerts with one number of two": (nothing, ["train", "mnist", "--alerts", "spike=30,dead=0.5"], 2, "'dead=0.5'"),
     "data missing": (nothing, ["train", "mnist", "--data", "nowhere"], 74, "nowhere"),
     "data empty": (lambda: Path("d").mkdir(), ["train", "mnist", "--data", "d"], 74, "train-images"),
     "data of another kind": (lambda: (idx([1] * 8) / "train-images-idx3-ubyte").write_bytes(b"GIF89a" * 99),

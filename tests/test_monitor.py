@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -236,3 +239,35 @@ def test_thresholds_are_the_users():
     flat = np.full(200, 2.0)
     assert kinds(feed(Monitor(Thresholds(plateau=0.0)), flat)) == []
     assert feed(Monitor(Thresholds(look=5, patience=50, plateau_steps=20)), flat)[0].step <= 70
+
+
+def test_thresholds_from_words():
+    changed = Thresholds.of("vanishing=1e-4:1e-3,spike=30, hold=3")
+    assert (changed.vanishing, changed.spike, changed.hold, changed.dead) == ((1e-4, 1e-3), 30.0, 3, Thresholds().dead)
+    assert isinstance(changed.hold, int)
+    assert Thresholds.of(None) == Thresholds()
+
+
+def test_a_monitor_put_together_again_says_the_same():
+    """Its state through JSON, in the middle: what it says afterwards is what the one that never stopped says."""
+    rng = np.random.default_rng(0)
+    losses = [float(loss) for loss in 2 + 0.01 * rng.standard_normal(300)]
+    losses[130], losses[220] = 40.0, float("inf")
+    layers = lambda k: {"1": {"grad_norm": 1.0, "param_norm": 1.0 + k / 40, "update_norm": 1e-6}}
+    whole, first = Monitor(), Monitor()
+    said = [whole.step(k, loss, layers(k)) for k, loss in enumerate(losses, 1)]
+    for at in (90, 131, 221):
+        first = Monitor()
+        before = [first.step(k, loss, layers(k)) for k, loss in enumerate(losses[:at], 1)]
+        again = Monitor.of(json.loads(json.dumps(first.state())))
+        after = [again.step(k, loss, layers(k)) for k, loss in enumerate(losses[at:], at + 1)]
+        assert before + after == said
+    assert sum(map(len, said)) >= 3
+
+
+@pytest.mark.slow
+def test_judged_on_a_few_sick_and_healthy_runs():
+    """The short form of the experiment that judges it; the whole is run by hand."""
+    program = Path(__file__).parent.parent / "experiments" / "alerts.py"
+    done = subprocess.run([sys.executable, str(program), "--quick"], capture_output=True, text=True, cwd=program.parent)
+    assert done.returncode == 0, done.stdout + done.stderr

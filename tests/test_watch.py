@@ -15,6 +15,7 @@ from fbackprop import (
     Layer,
     Next,
     State,
+    accumulate,
     activation_gradients,
     chain,
     checkpoint,
@@ -28,6 +29,7 @@ from fbackprop import (
     identity,
     inference,
     make_step,
+    microbatches,
     mse,
     parallel,
     paths,
@@ -334,3 +336,19 @@ def test_a_carry_that_explodes_on_the_way_back_is_the_cells():
     zero = (({"w": 1e20 * jnp.eye(5)},), last)  # with x = 0 too h stays 0, tanh' is 1 and the carry's cotangent grows
     _, seen, _ = probe(net, mse())(zero, (jnp.zeros_like(XS), T[:4]))
     assert first_bad(seen) == ("0/0", "dx")
+
+
+def test_through_accumulation_the_last_part_is_seen():
+    """State is threaded: after three parts the statistics are those of the third, its cotangents times its weight."""
+    x = np.random.default_rng(3).standard_normal((12, 4)).astype(np.float32)
+    net, loss = chain(dense(5), relu(), dense(2)), mse()
+    watched = watch(net)
+    params = watched.init(jax.random.key(0), x)
+    batch = x, x[:, :2]
+    value, grads = jax.jit(accumulate(value_and_grad(watched, loss)))(params, microbatches(batch, 3))
+    seen = readings(grads)
+    last = readings(value_and_grad(watched, loss)(params, (x[8:], x[8:, :2]), 4.0)[1])
+    for path, reading in last.items():
+        assert seen[path].y.norm == pytest.approx(reading.y.norm, rel=1e-5)
+        assert seen[path].dy.norm == pytest.approx(reading.dy.norm, rel=1e-5)
+        assert seen[path].y.size == reading.y.size

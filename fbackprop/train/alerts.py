@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from ..problem import Problem
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,27 @@ class Thresholds:
     window: int = 20  # steps a median is taken over
     patience: int = 100  # steps before a rate is called too low or a plateau a plateau
     hold: int = 2  # looks (for what a probe sees: probes) a condition has to hold, or to have ended, in a row
+
+    @classmethod
+    def of(cls, text: str | None) -> Thresholds:
+        """From words such as `vanishing=1e-4:1e-3,spike=30`; what is not named stays. Raises Problem for a name or number that
+        is none.
+        """
+        changes: dict[str, Any] = {}
+        for part in (text or "").split(",") if text else []:
+            name, _, numbers = part.partition("=")
+            default = getattr(cls, name.strip(), None)
+            wanted = len(default) if isinstance(default, tuple) else 1
+            try:
+                kind = int if isinstance(default, int) else float
+                values = tuple(kind(number) for number in numbers.split(":"))
+            except ValueError:
+                values = ()
+            if name.strip() not in {field.name for field in fields(cls)} or len(values) != wanted:
+                shapes = ", ".join(f"{f.name}=X{':Y' * isinstance(f.default, tuple)}" for f in fields(cls))
+                raise Problem(f"alerts: expected some of {shapes} with commas between, got {part!r}")
+            changes[name.strip()] = values if wanted > 1 else values[0]
+        return cls(**changes)
 
 
 class Finding(NamedTuple):

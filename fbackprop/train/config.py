@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ..problem import Problem
+from .alerts import Thresholds
 
 # the models that have a name, and where one wants something else than the defaults below
 PRESETS: dict[str, dict[str, Any]] = {
@@ -61,6 +62,8 @@ class TrainConfig:
     """How many checkpoints are kept."""
     watch_every: int = 50
     """Steps from one look at every layer to the next; 0: never."""
+    alerts: str | None = None
+    """Other thresholds of what is warned of, as vanishing=1e-4:1e-3,spike=30; docs/watching.md lists them."""
     backward: Literal["manual", "auto"] = "manual"
     """The hand-written reverse chain, or jax.value_and_grad of the same forward."""
     data: str | None = None
@@ -92,6 +95,7 @@ class TrainConfig:
             if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
                 raise Problem(f"weight_decay: expected a finite number of at least 0, got {self.weight_decay}")
         _check_clip(self.clip)
+        Thresholds.of(self.alerts)
         if self.steps is not None and self.epochs is not None:
             raise Problem("steps and epochs: expected one of them, got both. Leave one out")
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ..layer import Tree
 from ..problem import Failure, Interrupted, Problem
-from .alerts import Alert
+from .alerts import Alert, Thresholds
 from .config import TrainConfig
 from .log import Log
 from .look import Epoch, Plan, looker, plan
@@ -60,7 +60,7 @@ class Run:
         self.last: Epoch | None = None
         self.measure = looker(task, config, self.total)
         self.trouble = Trouble(computed(task, config), task.loss, config)
-        self.layers, self.monitor = trained_layers(params), Monitor()
+        self.layers, self.monitor = trained_layers(params), self.watcher()
         self.every = config.checkpoint_every or self.total.per_epoch
         self.waiting: list[Taken] = []
         # a step that is left out must be known before the next one changes the params it was taken from
@@ -80,7 +80,7 @@ class Run:
             return
         self.training, header = self.place(found[0]), found[1]
         self.at = Progress(**header["progress"])
-        self.monitor = Monitor.of(self.at.monitor) if self.at.monitor else Monitor()
+        self.monitor = self.watcher()
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
 
@@ -136,6 +136,11 @@ class Run:
         alerts = self.monitor.probe(self.at.step, readings)
         self.log.add({"step": self.at.step, "look": looked(self.monitor.describe())})
         self.alert(alerts)
+
+    def watcher(self) -> Monitor:
+        """A Monitor that knows what it knew at this point of the run."""
+        thresholds = Thresholds.of(self.config.alerts)
+        return Monitor.of(self.at.monitor, thresholds) if self.at.monitor else Monitor(thresholds)
 
     def alert(self, alerts: list[Alert]) -> None:
         for alert in alerts:
@@ -218,7 +223,7 @@ class Run:
         self.training, self.at = self.first(), Progress()
         if found is not None:
             self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
-        self.monitor = Monitor.of(self.at.monitor) if self.at.monitor else Monitor()
+        self.monitor = self.watcher()
         self.at.restores, self.at.data = restores, taken.data + 1
         self.log.add({**event, "event": "went back", "to": self.at.step})
         self.save()
