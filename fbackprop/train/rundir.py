@@ -83,7 +83,7 @@ def config_hash(config: TrainConfig) -> str:
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
     """The system gives the lock back when the process ends, however it ends: a dead one's does not count."""
-    lock = FileLock(directory / LOCK, timeout=0)
+    lock = FileLock(directory / LOCK, timeout=0.5)  # a report asks for it too, for a moment
     try:
         lock.acquire()
     except Timeout as error:
