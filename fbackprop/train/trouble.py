@@ -55,6 +55,8 @@ class Trouble:
             value, readings, _ = self.measure(params, part, seed)
             found = first_bad(readings, params, part, value)
             if found is not None:
+                if found.side == "batch":  # its path is that of a leaf of the batch, though a layer may have the same
+                    return Origin("", found.side, str(found))
                 name = readings[found.path].layer if found.path in readings else ""
                 return Origin(found.path, found.side, f"{found} {name}".rstrip())
         return Origin("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
