@@ -145,3 +145,15 @@ def test_a_run_piped_to_head_ends_as_any_command():
     done = subprocess.run(["sh", "-c", program], capture_output=True, text=True, timeout=60)
     assert done.stderr.endswith("code 141\n")
     assert "Traceback" not in done.stderr
+
+
+def test_a_halted_run_tried_again_is_where_it_was():
+    """Its scale too: nothing was learned from a step that was not taken."""
+    from fbackprop.train import checkpoint
+
+    guards = []
+    for _ in range(2):
+        assert train("--resume", "--precision", "float16", spoil="x[0] = np.nan if step == 4 else x[0]") == 1
+        _, leaves = checkpoint.read(files(Path("run/checkpoints"))[-1])
+        guards.append({name: leaf.array.item() for name, leaf in leaves.items() if name.startswith("guard/")})
+    assert guards[0] == guards[1]

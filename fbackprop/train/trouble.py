@@ -49,7 +49,7 @@ class Trouble:
         if lost:
             return Origin("", "update", "the optimizer's update of the weights")
         params, scale = training.params, training.guard.scale
-        seed = 1.0 if scale is None else 2.0 * scale.scale  # the guard has halved it since
+        seed = 1.0 if scale is None else scale.scale * (1.0 if training.guard.halted else 2.0)  # the guard has halved it since
         parts = self.parts(batch)
         for part in parts:
             value, readings, _ = self.measure(params, part, seed)
