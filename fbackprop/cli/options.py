@@ -39,9 +39,19 @@ def parse(kind: type[T], verb: str, argv: list[str]) -> T:
         raise Problem(f"{verb}: {_plain(said.getvalue())}. fbackprop {verb} --help lists the options") from None
 
 
+class Screen(Console):
+    """A Console whose reader may go, for example `| head`: rich would exit 1, which is a bad result."""
+
+    def on_broken_pipe(self) -> None:
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(141) from None
+
+
 def screen(quiet: bool = False) -> Console:
     """stdout for people: as wide as the terminal, wide enough for a table where there is none."""
-    return Console(highlight=False, markup=False, quiet=quiet, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+    return Screen(highlight=False, markup=False, quiet=quiet, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:

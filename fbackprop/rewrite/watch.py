@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..compose import map_layers_with_path, value_and_grad
+from ..compose import map_layers, map_layers_with_path, value_and_grad
 from ..dtypes import is_floating
 from ..errors import expect
 from ..layer import Layer, Tree, graft, paths, split
@@ -25,15 +25,19 @@ def watch(net: Layer) -> Layer:
     A probe's State holds sums, its Next those of this pass: `readings(grads)`. `graft(params, watch(net).init(key, x))`
     carries params over; `probe` does it all. Raises ValueError for a net that is watched already.
     """
-    def watched(path: str, layer: Layer) -> Layer:
+    def plain(layer: Layer) -> Layer:
         expect(not layer.name.startswith("statistics of "), "watch", "a net without probes", layer.name)
+        return layer
+
+    def watched(path: str, layer: Layer) -> Layer:
         if layer.parts:
             place = len(path.split("/")) if path else 0
             return replace(layer, init=lambda key, x: _marked(layer.init(key, x), place))
         start = {"sums": jnp.zeros((3, len(COLUMNS))), "counts": jnp.zeros(2 + SHARES)}
         return recording(layer, "statistics", start, partial(_read, _output_of(layer)), partial(_note, layer))
 
-    return map_layers_with_path(net, watched)
+    # looked for first: a wrapper has the name of what it wraps, which is a probe by the time the wrapper is visited
+    return map_layers_with_path(map_layers(net, plain), watched)
 
 
 def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Array, dict[str, Reading], Tree]]:

@@ -16,7 +16,7 @@ from jax import lax
 
 from ..compose import ValueAndGrad
 from ..dtypes import partition, wide, wide_dtype
-from ..errors import expect
+from ..errors import expect, show
 from ..layer import Next, Tree, is_carried, join, merge, split
 from ..losses.inputs import inverse
 from ..losses.weight import Weight, batch_size
@@ -67,8 +67,10 @@ def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> Val
 def microbatches(batch: Any, n: int) -> Any:
     """The batch in n parts along its first axis: stacked when n divides it, else a list of parts that differ by one row.
 
-    Raises ValueError when it has fewer than n rows.
+    Raises ValueError when it has fewer than n rows or a leaf without axes.
     """
+    expect(all(map(jnp.ndim, jax.tree.leaves(batch))), "batch", "leaves whose first axis counts examples", show(batch),
+           "A scalar cannot be cut into parts")
     rows = batch_size(batch)
     expect(1 <= n <= rows, "microbatches", f"1 to {rows}, the rows of the batch", str(n))
     if rows % n == 0:

@@ -18,11 +18,11 @@ class Log:
     """Appends to a run's metrics.jsonl. Raises FileProblem where it cannot be written."""
 
     def __init__(self, directory: Path, start: int = 0) -> None:
-        """start: how many of its bytes stay, those a checkpoint vouches for; a shorter file stays as it is."""
+        """start: how many of its bytes stay, those a checkpoint vouches for; a shorter file keeps its whole lines."""
         self.path = directory / METRICS
         with writing(self.path):
             self.file = open(self.path, "ab")  # noqa: SIM115
-            self.file.truncate(min(start, self.path.stat().st_size))
+            self.file.truncate(self.path.read_bytes()[:start].rfind(b"\n") + 1)
             self.file.seek(0, os.SEEK_END)
         self.handed_on = time.monotonic()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,9 @@ class Run:
             return
         self.training, header = self.place(found[0]), found[1]
         self.at = Progress(**header["progress"])
+        if self.at.step > self.total.steps:
+            raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, got {self.total.steps}. "
+                          "Give as many or more, or --out another name for another run")
         self.monitor = self.watcher()
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
@@ -89,31 +94,37 @@ class Run:
     def all_steps(self) -> None:
         with self.log:
             while self.at.step < self.total.steps:
+                restores = self.at.restores
                 self.one_step()
                 if self.due():
                     self.judge(0)
-                    if self.due():  # not after going back
+                    if self.at.restores == restores:  # a checkpoint gone back to was due once already
                         self.settle()
                 try:
                     self.tell.check()
                 except Interrupted as error:
                     raise self.interrupted(error) from None
-            self.save()
             self.saver.wait()
 
     def one_step(self) -> None:
         number = self.at.step + 1
         batch = self.task.batches(self.config.seed, self.at.data)
-        try:
+        with self.batch_of(number):
             self.training, metrics = self.step(self.training, self.place_batch(batch))
-        except (TypeError, ValueError) as error:
-            raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
         self.waiting.append(Taken(number, self.at.data, batch, metrics))
         self.at.step, self.at.data = number, self.at.data + 1
         watched = self.config.watch_every and number % self.config.watch_every == 0
         self.judge(0 if watched else self.behind)
         if watched and self.at.step == number:
             self.watch(batch)
+
+    @contextmanager
+    def batch_of(self, number: int) -> Iterator[None]:
+        """What the net cannot take becomes a Problem."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
 
     def judge(self, behind: int) -> None:
         """Looks at the metrics of all steps but the last `behind`: the device is not waited for while it works."""
@@ -158,11 +169,12 @@ class Run:
             epoch = self.look(self.at.loss_sum / max(1, self.at.losses))
             self.at.loss_sum, self.at.losses = 0.0, 0
             self.record(epoch)
-        if self.at.step % self.every == 0:
+        if self.at.step % self.every == 0 or self.at.step == self.total.steps:
             self.save()
 
     def look(self, train_loss: float | None) -> Epoch:
-        epoch = self.measure(self.training.params, self.at.step, train_loss)
+        with self.batch_of(self.at.step + 1):
+            epoch = self.measure(self.training.params, self.at.step, train_loss)
         self.at.gradient_error = max(self.at.gradient_error, epoch.gradient_error)
         return epoch
 

@@ -73,6 +73,6 @@ def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * config.accumulate
-        raise Failure(f"at step {step()}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the same "
-                      "gradient in parts), or checkpoint(...) around the layers that keep most. What was saved is whole: "
+        raise Failure(f"after step {step()}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the "
+                      "same gradient in parts), or checkpoint(...) around the layers that keep most. What was saved is whole: "
                       "--resume goes on from it") from error

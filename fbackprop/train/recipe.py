@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..rewrite.precision import PRECISIONS, with_precision
 from .accumulate import accumulate, microbatches
 from .config import TrainConfig
 from .parallel import data_parallel, devices, replicate, shard
-from .task import Task
+from .task import Task, users_code
 
 
 def computed(task: Task, config: TrainConfig) -> Layer:
@@ -46,12 +47,13 @@ def placed(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any],
 def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
     """(params, first batch), with everything traced once, so that a wrong shape or dtype is known before a file is made.
 
-    Raises Problem with the layer path.
+    Raises Problem with the layer path, or the line of the user's own file that raised.
     """
     batch = task.batches(config.seed, 0)
-    try:
-        params = jax.jit(task.net.init)(jax.random.key(config.seed), batch if task.loss is None else batch[0])
-        jax.eval_shape(gradients(task, config), params, batch)
-    except (TypeError, ValueError) as error:
-        raise Problem(f"{task.name}: {error}") from error
+    with users_code(task.name, "the network") if ":" in task.name else nullcontext():
+        try:
+            params = jax.jit(task.net.init)(jax.random.key(config.seed), batch if task.loss is None else batch[0])
+            jax.eval_shape(gradients(task, config), params, batch)
+        except (TypeError, ValueError) as error:
+            raise Problem(f"{task.name}: {error}") from error
     return params, batch

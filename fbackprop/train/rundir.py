@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterator
@@ -36,14 +37,15 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
             if not (resume and (directory / CONFIG).exists()):
-                _expect_empty(directory, force)
+                _expect_empty(directory, force, resume)
                 for file in (directory / CHECKPOINTS).glob("step-*.npz*"):
                     file.unlink()
+                _write(directory / CONFIG, to_toml(asdict(config)))  # before all else: a directory that has it can be resumed
                 (directory / METRICS).write_bytes(b"")
             else:
                 expect_config(directory / CONFIG, read_toml(directory / CONFIG), config)
+                _write(directory / CONFIG, to_toml(asdict(config)))
             (directory / CHECKPOINTS).mkdir(exist_ok=True)
-            (directory / CONFIG).write_text(to_toml(asdict(config)), encoding="utf-8")
             yield directory
 
 
@@ -95,8 +97,11 @@ def _locked(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _expect_empty(directory: Path, force: bool) -> None:
-    if not force and any(file.name != LOCK for file in directory.iterdir()):
+def _expect_empty(directory: Path, force: bool, resume: bool) -> None:
+    if not force and any(file.name not in (LOCK, f"{CONFIG}.tmp") for file in directory.iterdir()):
+        if resume:
+            raise Problem(f"{directory / CONFIG}: expected it, as every run has one, found none. Give --out a run's directory, "
+                          "or another name for a new run")
         raise Problem(f"{directory}: expected an empty or new directory, it holds files. Give --out another name, --resume to "
                       "go on with the run in it, or --force to replace it")
 
@@ -114,6 +119,19 @@ def _numbered(parent: Path, name: str, resume: bool) -> Path:
             return directory
         except FileExistsError:
             number += 1
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: a full disk or a kill leaves what was there."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -49,12 +49,14 @@ class Trouble:
         if lost:
             return Origin("", "update", "the optimizer's update of the weights")
         params, scale = training.params, training.guard.scale
-        seed = 1.0 if scale is None else 2.0 * scale.scale  # the guard has halved it since
+        seed = 1.0 if scale is None else scale.scale * (1.0 if training.guard.halted else 2.0)  # the guard has halved it since
         parts = self.parts(batch)
         for part in parts:
             value, readings, _ = self.measure(params, part, seed)
             found = first_bad(readings, params, part, value)
             if found is not None:
+                if found.side == "batch":  # its path is that of a leaf of the batch, though a layer may have the same
+                    return Origin("", found.side, str(found))
                 name = readings[found.path].layer if found.path in readings else ""
                 return Origin(found.path, found.side, f"{found} {name}".rstrip())
         return Origin("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
