@@ -48,6 +48,7 @@ def run(argv: list[str]) -> int:
 
     from ..explain.summary import summarize
     from ..train.builtin import load_task
+    from ..train.log import plain
     from ..train.look import plan
     from ..train.loop import fit
     from ..train.parallel import ask_for
@@ -87,7 +88,7 @@ def run(argv: list[str]) -> int:
     console.print(f"\ntest {good}{beside} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} (bound 1e-05)\n"
                   f"{directory}")
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps(plain(result), allow_nan=False))
     return 0
 
 

@@ -98,7 +98,9 @@ def _verified(path: Path) -> Iterator[Any]:
                 if _sha256(stored.array) != leaf["sha256"]:
                     raise ValueError(f"leaf {name} is not what its SHA-256 says")
                 yield name, stored
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except OSError as error:  # it may be whole: nothing to go back from
+        raise FileProblem(f"{path}: cannot be read: {error.strerror or error}. Check its permissions and the disk") from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Damaged(f"{path}: expected a whole checkpoint, got a damaged one: {error}") from error
 
 

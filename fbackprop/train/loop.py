@@ -215,7 +215,8 @@ class Run:
         elif self.config.on_nonfinite == "restore" and self.at.restores < RESTORES:
             self.go_back(taken, event, what)
         else:
-            self.halt(taken, event, f"{what}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
+            back = f" after going back {self.at.restores} times" * bool(self.at.restores)
+            self.halt(taken, event, f"{what}{back}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
 
     def halt(self, taken: Taken, event: dict[str, Any], what: str, lost: bool) -> None:
         """The state before the step is saved: no step after it has changed anything."""

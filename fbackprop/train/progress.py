@@ -73,6 +73,6 @@ def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * config.accumulate
-        raise Failure(f"after step {step()}: memory ran out ({said}). Try a smaller --batch-size, --accumulate {parts} (the "
-                      "same gradient in parts), or checkpoint(...) around the layers that keep most. What was saved is whole: "
-                      "--resume goes on from it") from error
+        raise Failure(f"after step {step()}: memory ran out ({said}). What was saved is whole. Try a new run with a smaller "
+                      f"--batch-size, with --accumulate {parts} (the same gradient in parts), or with checkpoint(...) around "
+                      "the layers that keep most") from error

@@ -74,7 +74,7 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False
         lost = ~jnp.all(jnp.isfinite(after))
         for leaf in filter(is_floating, jax.tree.leaves(split(params)[1])):
             lost |= ~jnp.all(jnp.isfinite(leaf))
-        counted = (jnp.where(finite, 0, skipped + 1), None if scale is None else adjust(scale, finite))
+        counted = (jnp.where(finite, 0, skipped + ~overflow), None if scale is None else adjust(scale, finite))
         # a halted run is taken up again from before the step, which then counts as if it had not been tried
         counted = jax.tree.map(lambda new, old: jnp.where(halted, old, new), counted, (skipped, scale))
         guard = Guard(halted | lost, *counted)

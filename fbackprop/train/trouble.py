@@ -30,8 +30,10 @@ class Origin:
         """What to try, as a sentence without its full stop."""
         if self.side == "batch":
             return "Look at the data: it holds NaN or inf"
-        clip = "" if config.clip else ", --clip norm:1.0"
-        return f"Try a lower rate (--lr {config.lr / 10:g}){clip}, or --on-nonfinite skip where the data is to blame"
+        cures = [f"a lower rate (--lr {config.lr / 10:g})"]
+        cures += ["--clip norm:1.0"] * (config.clip is None) + ["--precision bfloat16"] * (config.precision == "float16")
+        cures += ["--on-nonfinite skip where the data is to blame"] * (config.on_nonfinite == "halt")
+        return f"Try a new run with {', or '.join(cures)}"
 
 
 class Trouble:
