@@ -28,8 +28,8 @@ _HOME = {
     "layers.repeat": "repeat",
     "layers.rewire": "checkpoint frozen tied",
     "layers.recurrent": "recurrent rnn_cell lstm_cell gru_cell rnn lstm gru",
-    "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy"
-              " batch_size token_weight",
+    "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
+    "losses.weight": "batch_size token_weight",
     "rewrite.precision": "Precision PRECISIONS with_precision",
     "rewrite.tap": "tap",
     "rewrite.watch": "watch probe",
