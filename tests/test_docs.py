@@ -9,11 +9,12 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+QUICK = ("README.md", "adding-a-layer.md", "training.md", "watching.md")  # the others take half a minute or are many
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("page", [
-    pytest.param(page, marks=[pytest.mark.slow] * (page.parent.name == "derivations"), id=page.relative_to(ROOT).as_posix())
+    pytest.param(page, marks=[pytest.mark.slow] * (page.name not in QUICK), id=page.relative_to(ROOT).as_posix())
     for page in WITH_CODE])
 def test_the_code_of_a_page_runs(page):
     for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(page).examples():

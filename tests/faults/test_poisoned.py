@@ -72,6 +72,7 @@ def assert_all_saved_is_finite():
             assert np.all(np.isfinite(leaf.array)), (path, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["halt", "skip", "restore"])
 @pytest.mark.parametrize("source", SOURCES)
 def test_named_and_dealt_with(source, policy, capsys):
