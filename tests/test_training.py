@@ -47,6 +47,7 @@ def train(*more, spoil="pass", change="pass", steps=6):
 def test_a_narrow_run_is_watched(precision):
     assert train("--precision", precision, "--watch-every", "2") == 0
     assert [row["step"] for row in records(Path("run")) if "look" in row] == [2, 4, 6]
+    assert [row for row in records(Path("run")) if "look" in row][-1]["gradient_spread"] >= 1
 
 
 def test_a_checkpoint_gone_back_to_is_not_looked_at_again(capsys):

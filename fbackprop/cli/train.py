@@ -11,8 +11,8 @@ from tyro.conf import Positional
 
 from ..problem import Problem
 from ..train.config import TrainConfig
+from .bar import Bar
 from .options import parse, screen
-from .progress import Progress
 from .signals import between_steps
 
 MANY = 6  # layers whose gradient norms fit in a line
@@ -68,12 +68,12 @@ def run(argv: list[str]) -> int:
         if not options.quiet:
             console.print(network_table(task.name, summarize(task.net, task.loss, params, batch)))
             console.print(recipe_line(config, total.steps))
-        with between_steps() as check, Progress(total.steps, options.quiet) as progress:
+        with between_steps() as check, Bar(total.steps, options.quiet) as bar:
             def say_epoch(epoch: object) -> None:
-                progress.epoch(epoch)
+                bar.epoch(epoch)
                 console.print(epoch_line(epoch), soft_wrap=True)
 
-            tell = Tell(epoch=say_epoch, step=progress.step, say=progress.say, check=check)
+            tell = Tell(epoch=say_epoch, step=bar.step, say=bar.say, check=check)
             _, last, error = fit(task, config, params, directory, tell, options.resume)
     seconds = time.perf_counter() - began
     result = {

@@ -21,11 +21,11 @@ from .look import Epoch, Plan, looker, plan
 from .monitor import Monitor
 from .optimizer import optimizer
 from .progress import Progress, Taken, Tell, enough_memory, looked
-from .recipe import computed, gradients, placed
+from .recipe import computed, gradients, placed, start
 from .saver import Saver
+from .step_probe import StepProbe
 from .task import Task
 from .training import NORMS, Training, begin, make_training_step, trained_layers
-from .trouble import Trouble
 
 IN_A_ROW = 10  # steps left out before a run that skips gives up
 RESTORES = 3  # times a run goes back before it gives up
@@ -33,7 +33,7 @@ RESTORES = 3  # times a run goes back before it gives up
 
 def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Tell | None = None,
         resume: bool = False) -> tuple[Tree, Epoch, float]:
-    """Trains; returns (params, the last Epoch, the largest gradient error seen).
+    """Trains, giving `params` up; returns (params, the last Epoch, the largest gradient error seen).
 
     Writes metrics.jsonl and checkpoints, the last step's always. resume: goes on from the newest whole checkpoint, bit for bit
     as if it had never stopped. Raises Failure when the numbers are no longer finite or memory runs out, Interrupted when
@@ -56,12 +56,11 @@ class Run:
         self.tx = optimizer(config, self.total.steps)
         self.step = make_training_step(gradients(task, config), self.tx, config.on_nonfinite == "skip")
         self.place, self.place_batch = placed(config)
-        self.first = lambda: self.place(begin(jax.tree.map(jnp.copy, params), self.tx, config.precision == "float16"))
-        self.training: Training = self.first()
+        self.training = self.first(params)
         self.at = Progress()
         self.last: Epoch | None = None
         self.measure = looker(task, config, self.total)
-        self.trouble = Trouble(computed(task, config), task.loss, config)
+        self.probe = StepProbe(computed(task, config), task.loss, config)
         self.layers, self.monitor = trained_layers(params), self.watcher()
         self.every = config.checkpoint_every or self.total.per_epoch
         self.waiting: list[Taken] = []
@@ -69,6 +68,10 @@ class Run:
         self.behind = int(config.on_nonfinite != "skip" and config.precision != "float16")
 
     # ---- from the start, from a checkpoint
+
+    def first(self, params: Tree) -> Training:
+        """`params` are given up: the first step takes their memory."""
+        return self.place(begin(params, self.tx, self.config.precision == "float16"))
 
     def start(self) -> None:
         self.log, self.began = Log(self.directory), time.perf_counter()
@@ -143,9 +146,10 @@ class Run:
 
     def watch(self, batch: Any) -> None:
         """Every layer, on the batch of the step just taken; nothing is changed by it."""
-        readings = self.trouble.readings(self.training, batch)
+        readings = self.probe.readings(self.training, batch)
         alerts = self.monitor.probe(self.at.step, readings)
-        self.log.add({"step": self.at.step, "look": looked(self.monitor.describe())})
+        seen = self.monitor.describe()
+        self.log.add({"step": self.at.step, "look": looked(seen), "gradient_spread": seen["gradient_spread"]})
         self.alert(alerts)
 
     def watcher(self) -> Monitor:
@@ -198,7 +202,7 @@ class Run:
 
     def not_finite(self, taken: Taken, metrics: dict[str, Any]) -> None:
         """What `config.on_nonfinite` says; a scale of the loss that was too high is left to the guard."""
-        origin = self.trouble.origin(self.training, taken.batch, lost=bool(metrics["lost"]))
+        origin = self.probe.origin(self.training, taken.batch, lost=bool(metrics["lost"]))
         loss = float(metrics["loss"])
         event = {"step": taken.number, "loss": loss, "origin": origin.words, "layer": origin.layer, "side": origin.side}
         if metrics["overflow"] and self.training.guard.scale is not None:
@@ -207,16 +211,16 @@ class Run:
             self.tell.say(f"step {taken.number}: left out, {origin.words} overflowed; the loss is scaled by {scale:g} now")
             return
         what = f"step {taken.number}: expected finite numbers, got a loss of {loss:g}; it began in {origin.words}"
-        if self.config.on_nonfinite == "skip" and not metrics["lost"]:
+        row = int(self.training.guard.skipped)
+        if self.config.on_nonfinite == "skip" and not metrics["lost"] and row < IN_A_ROW:
             self.log.add({**event, "event": "left out"})
-            if int(self.training.guard.skipped) >= IN_A_ROW:
-                raise Failure(f"{what}. {IN_A_ROW} steps in a row were left out: {origin.cure(self.config)}")
             self.tell.say(f"{what}. The step is left out")
         elif self.config.on_nonfinite == "restore" and self.at.restores < RESTORES:
             self.go_back(taken, event, what)
         else:
-            back = f" after going back {self.at.restores} times" * bool(self.at.restores)
-            self.halt(taken, event, f"{what}{back}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
+            back = self.at.restores
+            tried = f", {row} steps in a row" * (row > 1) + f", after going back {back} times" * (back > 0)
+            self.halt(taken, event, f"{what}{tried}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
 
     def halt(self, taken: Taken, event: dict[str, Any], what: str, lost: bool) -> None:
         """The state before the step is saved: no step after it has changed anything."""
@@ -233,8 +237,9 @@ class Run:
         """To the newest checkpoint, and on with the batch after the one that did it; saved at once: a kill does not undo it."""
         restores, self.waiting = self.at.restores + 1, []
         found = self.saver.newest(self.training, self.tell.say)
-        self.training, self.at = self.first(), Progress()
-        if found is not None:
+        if found is None:
+            self.training, self.at = self.first(start(self.task, self.config)[0]), Progress()
+        else:
             self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
         self.monitor = self.watcher()
         self.at.restores, self.at.data = restores, taken.data + 1

@@ -126,7 +126,8 @@ def test_data_that_stays_bad_ends_a_run_that_skips(capsys):
     code = main(["train", "poisoned.py:function", "--steps", "60", "--out", "run", "--quiet", "--on-nonfinite", "skip"])
     said = capsys.readouterr().err
     assert code == 1
-    assert "10 steps in a row were left out: Look at the data" in said
+    assert "batch 0, 10 steps in a row. Look at the data" in said
+    assert files(Path("run/checkpoints"))[-1].name == "step-00000021.npz"  # the steps left out before it change nothing
     assert_all_saved_is_finite()
 
 

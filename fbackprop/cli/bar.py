@@ -12,7 +12,7 @@ from rich.console import Console
 EVERY = 10.0  # seconds from one line to the next where there is no terminal
 
 
-class Progress:
+class Bar:
     """Told of every step's record and every epoch; quiet says nothing but what has to be said."""
 
     def __init__(self, steps: int, quiet: bool) -> None:
@@ -25,7 +25,7 @@ class Progress:
         self.bar = progress.Progress(*columns, console=console, transient=True, disable=quiet or not sys.stderr.isatty())
         self.job = self.bar.add_task("train", total=steps, rate="", now="")
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Bar:
         self.bar.start()
         return self
 

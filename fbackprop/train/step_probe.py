@@ -1,4 +1,4 @@
-"""Where in a step the first number that is not finite was made: the step is taken once more, with a probe at every layer."""
+"""A step taken once more with a probe at every layer: what it looks like, and where a number that is not finite was made."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Origin:
         return f"Try a new run with {', or '.join(cures)}"
 
 
-class Trouble:
-    """Compiled only when there is some."""
+class StepProbe:
+    """A probe at every layer, for looks now and then and for what is not finite; compiled when it is first asked."""
 
     def __init__(self, net: Layer, loss: Layer | None, config: TrainConfig) -> None:
         self.net, self.loss, self.config = net, loss, config
