@@ -93,3 +93,80 @@ def test_a_directory_that_cannot_be_written_is_one_line_and_code_74(tmp_path, ca
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "expected to be able to write" in said
+
+
+# the command
+
+SAMPLE = '''"""Is two two?
+
+Rows      C7
+Command   python experiments/mine.py
+Expected  yes
+Time      1 s
+"""
+import sys
+from lab import Lab, main
+def experiment(lab: Lab) -> None:
+    lab.expect("two is two", 2, lab.seed != 1)
+    if lab.seed == 2:
+        raise RuntimeError("broken")
+if __name__ == "__main__":
+    sys.exit(main(experiment))
+'''
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """(argv) -> (exit code, stdout, stderr) of `fbackprop experiments` over a checkout with one experiment."""
+    from fbackprop.cli import experiments as verb
+    from fbackprop.cli import main
+
+    folder = tmp_path / "checkout" / "experiments"
+    folder.mkdir(parents=True)
+    (folder / "lab.py").write_text((EXPERIMENTS / "lab.py").read_text())
+    (folder / "mine.py").write_text(SAMPLE)
+    monkeypatch.setenv("PYTHONPATH", str(EXPERIMENTS.parent))
+    monkeypatch.setattr(verb, "__file__", str(folder.parent / "fbackprop" / "cli" / "experiments.py"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = main(["experiments", *argv])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def test_the_list_tells_what_each_asks_and_what_came_out_last(command):
+    assert "not run here" in command()[1]
+    assert command("run", "mine")[0] == 0
+    code, said, _ = command("--json")
+    assert code == 0
+    assert "as expected, seed 0" in said
+    (row,) = json.loads(said.splitlines()[-1])["experiments"]
+    assert (row["question"], row["rows"], row["last"]["passed"]) == ("Is two two?", "C7", True)
+
+
+def test_one_seed_that_fails_fails_the_run_and_names_the_claim(command):
+    code, said, _ = command("run", "all", "--seed", "0", "1", "2", "--json")
+    assert code == 1
+    assert "mine, seed 1: does not hold: two is two" in said
+    found = json.loads(said.splitlines()[-1])
+    assert [(run["passed"], run["exit_code"], run["failed"]) for run in found["runs"]] == [
+        (True, 0, []), (False, 1, ["two is two"]), (False, 1, [])]
+
+
+@pytest.mark.parametrize(("argv", "words"), [
+    (["run", "min"], "Did you mean mine?"), (["run"], "expected nothing, or run and names"), (["walk", "mine"], "lists the names"),
+    (["run", "mine", "--seed", "-1"], "at least 0"), (["--sed", "1"], "--seed")])
+def test_a_mistake_is_one_line_and_code_2(command, argv, words):
+    code, _, said = command(*argv)
+    assert code == 2
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_without_a_checkout_it_says_what_to_do(command, tmp_path, monkeypatch):
+    (tmp_path / "checkout" / "experiments" / "lab.py").unlink()
+    code, _, said = command()
+    assert code == 2
+    assert "expected a checkout" in said

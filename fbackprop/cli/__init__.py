@@ -19,11 +19,12 @@ VERBS = {
     "train": "train a model by the hand-written chain, checked against jax.grad as it goes",
     "verify": "prove every rule by independent oracles, or check your own layer or network",
     "report": "what a run did, from its directory: a summary and figures",
+    "experiments": "every claim of the project as a program that can fail: list them, run them",
     "info": "versions, devices, data, layers",
 }
 USAGE = f"""usage: fbackprop VERB [options]        fbackprop {__version__}: backpropagation you can read, check and change
 
-{chr(10).join(f"  {verb:8} {what}" for verb, what in VERBS.items())}
+{chr(10).join(f"  {verb:11} {what}" for verb, what in VERBS.items())}
 
 fbackprop VERB --help tells the options. Start with: fbackprop train mnist"""
 
