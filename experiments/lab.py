@@ -95,9 +95,9 @@ class Lab:
         figure = self.out / f"{self.stem}.png" if self.drawn is not None else None
         result = {
             "experiment": self.name, "seed": self.seed, "quick": self.quick,
-            "passed": bool(self.claims) and all(claim["holds"] or not claim["judged"] for claim in self.claims), "seconds": round(seconds, 1),
-            "finished": time.time(),
-            "claims": self.claims, "numbers": plain(self.numbers), "figure": figure and figure.name,
+            "passed": bool(self.claims) and all(claim["holds"] or not claim["judged"] for claim in self.claims),
+            "seconds": round(seconds, 1), "finished": time.time(), "claims": self.claims,
+            "numbers": plain(self.numbers), "figure": figure and figure.name,
             "jax": jax.__version__, "python": platform.python_version(), "device": jax.devices()[0].device_kind,
             "cores": os.cpu_count()}
         self.out.mkdir(parents=True, exist_ok=True)

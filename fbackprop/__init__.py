@@ -37,6 +37,8 @@ _HOME = {
     "rewrite.record": "activation_gradients",
     "rewrite.first_bad": "first_bad",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
+    "explain.compare": "compare",
+    "explain.flops": "count_flops",
     "models.mlp": "mlp",
     "models.convnet": "convnet",
     "models.resnet": "resnet",

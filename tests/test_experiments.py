@@ -156,8 +156,8 @@ def test_one_seed_that_fails_fails_the_run_and_names_the_claim(command):
 
 
 @pytest.mark.parametrize(("argv", "words"), [
-    (["run", "min"], "Did you mean mine?"), (["run"], "expected nothing, or run and names"), (["walk", "mine"], "lists the names"),
-    (["run", "mine", "--seed", "-1"], "at least 0"), (["--sed", "1"], "--seed")])
+    (["run", "min"], "Did you mean mine?"), (["run"], "expected nothing, or run and names"),
+    (["walk", "mine"], "lists the names"), (["run", "mine", "--seed", "-1"], "at least 0"), (["--sed", "1"], "--seed")])
 def test_a_mistake_is_one_line_and_code_2(command, argv, words):
     code, _, said = command(*argv)
     assert code == 2

@@ -126,7 +126,8 @@ def in_words(last: dict[str, Any] | None) -> str:
 def ran(folder: Path, names: list[str], options: Options) -> int:
     """Each in a process of its own, one after the other; what it prints passes through."""
     console, table, rows = screen(), Table("experiment", "seed", "claims that hold", "result", "s"), []
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(folder.parent), os.environ.get("PYTHONPATH")]))}
+    path = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     for name in names:
         for seed in options.seed:
             print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)

@@ -70,12 +70,13 @@ class _Seen:
             self._see_whole(path, layer, params, residuals)
             return
         named = {id(leaf): path for path, leaf in {**paths({"y": y}), **paths({"x": x})}.items()}
-        leaves = jax.tree.leaves(residuals)
+        weights = jax.tree.leaves(params)  # the backward is given them again: a rule made by jax.vjp keeps them at no cost
+        leaves = [leaf for leaf in jax.tree.leaves(residuals) if not _among(leaf, weights)]
         shared = [_among(leaf, [other for kept in self.kept for other in kept]) for leaf in leaves]
         words = [named.get(id(leaf), show(leaf)) + (" (shared)" if again else "") for leaf, again in zip(leaves, shared)]
         new = [leaf for leaf, again in zip(leaves, shared) if not again]
-        count = _size([leaf for leaf in jax.tree.leaves(params) if not _among(leaf, self.weights)])
-        self.weights += jax.tree.leaves(params)
+        count = _size([leaf for leaf in weights if not _among(leaf, self.weights)])
+        self.weights += weights
         self.rows.append(Row(path, layer.name, show(y), count, ", ".join(words) or "nothing", _bytes(new)))
         self.kept.append(new)
         self.wholes.append(set())

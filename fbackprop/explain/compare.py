@@ -1,0 +1,229 @@
+"""Manual against automatic on the same forward: layer by layer at the values of a real batch, then the whole."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..compose import auto_value_and_grad, map_layers, map_layers_with_path, predict, value_and_grad
+from ..layer import Layer, Next, State, Tree, Wrapped, split
+from ..layers.function import from_function
+from ..rewrite.record import Record, beside_records, records
+from ..verify.gradient_error import gradient_error
+from .flops import count_flops
+from .summary import Row, summarize
+
+KIND = "call"
+
+
+@dataclass
+class LayerCost:
+    """One layer: how its rule differs from jax.vjp of its forward, and what both cost. Milliseconds and FLOPs of all `runs`.
+
+    error: the largest difference of a cotangent, of params or of x, relative to the largest entry of its leaf. kept: bytes kept
+    for the backward, what an earlier layer has counted there. auto_kept: the same for jax.vjp of every layer's forward.
+    forward_ms is of the forward alone, the others of forward and backward together.
+    """
+
+    path: str
+    layer: str
+    output: str
+    runs: int
+    error: float
+    kept: int
+    auto_kept: int
+    forward_flops: int
+    dx_flops: int
+    dparams_flops: int
+    forward_ms: float
+    manual_ms: float
+    auto_ms: float
+
+
+@dataclass
+class Arm:
+    """The jitted loss and gradients of one arm: median milliseconds, XLA's temporary bytes, seconds to compile, FLOPs."""
+
+    ms: float
+    temp_bytes: int
+    compile_s: float
+    flops: int
+
+
+@dataclass
+class Comparison:
+    """layers in the order they run, the loss last; time: the median ratio, manual over auto, of runs that alternate."""
+
+    layers: list[LayerCost]
+    manual: Arm
+    auto: Arm
+    time: float
+    forward_flops: int
+    max_gradient_error: float
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """Flat but for layers and the two arms; ratio holds manual over auto."""
+        ratio = {"time": self.time, "memory": self.manual.temp_bytes / max(1, self.auto.temp_bytes),
+                 "compile": self.manual.compile_s / self.auto.compile_s}
+        return {**{key: value for key, value in asdict(self).items() if key != "time"}, "ratio": ratio}
+
+
+def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int = 20, layers: bool = True) -> Comparison:
+    """Measures both arms on one batch. pairs: how often they take turns. layers=False leaves the layers out, most of the time.
+
+    Raises what the layers raise on a wrong batch or wrong params.
+    """
+    batch = jax.tree.map(jnp.asarray, batch)
+    rows = of_layers(net, loss, params, batch, max(3, pairs // 2)) if layers else []
+    programs, measured = {}, {}
+    for name, arm in (("manual", value_and_grad(net, loss)), ("auto", auto_value_and_grad(net, loss))):
+        lowered, began = jax.jit(arm).lower(params, batch), time.perf_counter()
+        compiled = lowered.compile()
+        seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
+        programs[name] = partial(compiled, params, batch)
+        measured[name] = Arm(0.0, memory.temp_size_in_bytes if memory else 0, seconds, count_flops(arm, params, batch))
+    spent = take_turns(programs, pairs)
+    for name, each in measured.items():
+        each.ms = float(np.median(spent[name]))
+    return Comparison(rows, measured["manual"], measured["auto"], float(np.median(spent["manual"] / spent["auto"])),
+                      count_flops(partial(value_of, net, loss), params, batch), apart(net, loss, params, batch))
+
+
+def apart(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
+    """The largest gradient error of any leaf; its noise is the largest of a dozen draws."""
+    measure = gradient_error(net, loss)
+    draws = [measure(params, batch, seed)[0] for seed in range(4)]
+    return max((min(float(draw[path]) for draw in draws) for path in draws[0]), default=0.0)
+
+
+def value_of(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Any:
+    """The loss alone: what inference would cost."""
+    return predict(net)(params, batch) if loss is None else predict(loss)((), (predict(net)(params, batch[0]), batch[1]))
+
+
+def take_turns(programs: Mapping[str, Callable[[], Any]], pairs: int) -> dict[str, np.ndarray]:
+    """Milliseconds of each program in each round, in turns and each first as often, so that a drift falls on all alike."""
+    spent: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(pairs + 2):
+        for name in list(programs)[:: 1 if turn % 2 else -1]:
+            began = time.perf_counter()
+            jax.block_until_ready(programs[name]())
+            if turn >= 2:  # the first compile, and find cold caches
+                spent[name].append(1e3 * (time.perf_counter() - began))
+    return {name: np.array(each) for name, each in spent.items()}
+
+
+def of_layers(net: Layer, loss: Layer | None, params: Tree, batch: Any, rounds: int) -> list[LayerCost]:
+    """A LayerCost per layer without parts, the loss last."""
+    found = calls(net, loss, params, batch)
+    whole = automatic(net), loss and automatic(loss)
+    auto_kept = {(row.path, row.layer): row.kept_bytes for row in summarize(*whole, params, batch)}
+    return [of_layer(row, auto_kept[row.path, row.layer], found[row.path], rounds)
+            for row in summarize(net, loss, params, batch) if row.path in found]
+
+
+def of_layer(row: Row, auto_kept: int, call: Call, rounds: int) -> LayerCost:
+    """One layer measured by itself, jitted, at what it was given."""
+    forward = jax.jit(predict(call.layer))
+    manual, auto = (jax.jit(there_and_back(layer)) for layer in (call.layer, automatic(call.layer)))
+    given = (call.params, call.x, call.dy)
+    error = relative(manual(*given)[1:], auto(*given)[1:])
+    spent = take_turns({"forward": lambda: forward(*given[:2]), "manual": lambda: manual(*given), "auto": lambda: auto(*given)},
+                       rounds)
+    _, residuals = jax.eval_shape(call.layer.forward, *given[:2])
+    flops = (count_flops(predict(call.layer), *given[:2]),
+             count_flops(lambda *args: call.layer.backward(*args)[1], call.params, residuals, call.dy),
+             count_flops(lambda *args: split(call.layer.backward(*args)[0])[0], call.params, residuals, call.dy))
+    return LayerCost(row.path, row.layer, row.output, call.runs, error, row.kept_bytes, auto_kept,
+                     *(call.runs * count for count in flops), *(call.runs * float(np.median(ms)) for ms in spent.values()))
+
+
+def there_and_back(layer: Layer) -> Callable[..., Any]:
+    """`(params, x, dy) -> (y, gradients, dx)`: forward and backward of one layer."""
+    def run(params: Tree, x: Any, dy: Any) -> tuple[Any, Tree, Any]:
+        y, residuals = layer.forward(params, x)
+        dparams, dx = layer.backward(params, residuals, dy)
+        return y, split(dparams)[0], dx
+
+    return run
+
+
+def automatic(net: Layer) -> Layer:
+    """`net` with every layer without parts differentiated by jax.vjp; the combinators stay."""
+    def rule_by_jax(layer: Layer) -> Layer:
+        twin = from_function(lambda params, x: layer.forward(params, x)[0])
+        return layer if layer.parts else replace(layer, forward=twin.forward, backward=twin.backward)
+
+    return map_layers(net, rule_by_jax)
+
+
+def relative(a: Any, b: Any) -> float:
+    """The largest difference of two trees, each leaf's relative to its own largest entry in b."""
+    worst = 0.0
+    for mine, right in zip(map(np.asarray, jax.tree.leaves(a)), map(np.asarray, jax.tree.leaves(b)), strict=True):
+        apart, size = np.max(np.abs(mine - right), initial=0.0), np.max(np.abs(right), initial=0.0)
+        worst = max(worst, 0.0 if apart == 0 else float(apart / size) if size else np.inf)
+    return worst
+
+
+class Call(NamedTuple):
+    """A layer, how often it runs, and what it is given in the last of its runs; a cell is given all steps at once."""
+
+    layer: Layer
+    runs: int
+    params: Tree
+    x: Any
+    dy: Any
+
+
+def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str, Call]:
+    """By path, every layer without parts that the backward comes to, the loss last."""
+    layers: dict[str, Layer] = {}
+
+    def recalled(path: str, layer: Layer) -> Layer:
+        if not layer.parts:
+            layers[path], layer = layer, recalling(layer)
+        return layer
+
+    recorded = map_layers_with_path(net, recalled)
+
+    @jax.jit
+    def run(params: Tree, batch: Any) -> Any:
+        _, grads = value_and_grad(recorded, loss)(beside_records(recorded, loss, params, batch), batch)
+        return records(grads, KIND), () if loss is None else predict(net)(params, batch[0])
+
+    seen, y = run(params, batch)
+    found: dict[str, Call] = {}
+    for path in layers:
+        mark, *given = seen[path].value
+        found[path] = Call(layers[path], mark.size, *jax.tree.map(lambda a, axes=mark.ndim: a[(-1,) * axes], given))
+    if loss is not None:
+        found["loss"] = Call(loss, 1, (), (y, batch[1]), jnp.ones((), jax.tree.leaves(y)[0].dtype))
+    return found
+
+
+def recalling(layer: Layer) -> Layer:
+    """`layer` with a Record beside its params of (mark, params, x, dy). Each repeat around it puts an axis before them all."""
+    def init(key: jax.Array, x: Any) -> Tree:
+        return Wrapped(layer.init(key, x), State(Record(jnp.zeros(()), KIND, layer.name)))
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        y, residuals = layer.forward(params.inner, x)
+        return y, (x, residuals)
+
+    def backward(params: Tree, kept: Any, dy: Any) -> tuple[Tree, Any]:
+        x, residuals = kept
+        dparams, dx = layer.backward(params.inner, residuals, dy)
+        seen = replace(params.own.value, value=(jnp.zeros(()), params.inner, x, dy))
+        return Wrapped(dparams, Next(seen)), dx
+
+    return replace(layer, init=init, forward=forward, backward=backward, inference=None, parts=(layer,),
+                   rebuild=lambda parts: recalling(*parts), wraps=True)

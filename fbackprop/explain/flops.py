@@ -1,0 +1,60 @@
+"""Floating-point operations of a function, counted in its jaxpr: by formula, before anything runs.
+
+A matrix product or a convolution counts 2 for each multiply and add, padding included; an elementwise operation 1 for each
+number it makes, a reduction 1 for each it takes. What only moves numbers (reshape, transpose, slice, gather, a cast) counts 0.
+A scan's body counts as often as it runs, a while's once, of a cond's branches the dearest; what the results do not need, and
+what does not run on this kind of device, counts 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.interpreters import partial_eval
+
+MOVES = {
+    "reshape", "transpose", "broadcast_in_dim", "slice", "dynamic_slice", "dynamic_update_slice", "gather", "concatenate",
+    "pad", "rev", "squeeze", "copy", "iota", "convert_element_type", "bitcast_convert_type", "stop_gradient",
+    "optimization_barrier", "device_put", "split", "expand_dims"}
+REDUCTIONS = ("reduce_", "argmax", "argmin", "cum", "scatter", "sort")
+
+
+def count_flops(fn: Callable, *args: Any) -> int:
+    """Of `fn(*args)`; the arguments may be ShapeDtypeStructs, None among the results counts nothing."""
+    closed = jax.make_jaxpr(fn)(*args)
+    return _of(closed.jaxpr)
+
+
+def _of(jaxpr: Any) -> int:
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return sum(map(_of_equation, jaxpr.eqns))
+
+
+def _of_equation(eqn: Any) -> int:
+    name, params = eqn.primitive.name, eqn.params
+    if name == "cond":
+        costs = [_of(branch.jaxpr) for branch in params["branches"]]
+        platforms = params.get("branches_platforms")  # of a platform_dependent: the first that fits runs, None fits all
+        here = platforms and [cost for cost, names in zip(costs, platforms) if names is None or jax.default_backend() in names]
+        return here[0] if here else max(costs)
+    if name == "while":
+        return _of(params["body_jaxpr"].jaxpr)
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        if key in params:
+            body = params[key]
+            return params.get("length", 1) * _of(getattr(body, "jaxpr", body))
+    made, taken = eqn.outvars[0].aval, (eqn.invars or eqn.outvars)[0].aval
+    if name == "dot_general":
+        ((contracted, _), _) = params["dimension_numbers"]
+        return 2 * prod(made.shape) * prod(taken.shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel, numbers = eqn.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+        zeros = prod(params["lhs_dilation"])  # put between the numbers of x, never multiplied by those who know
+        return 2 * prod(made.shape) * prod(kernel[axis] for axis in numbers[1:]) // zeros
+    if name in MOVES or not jnp.issubdtype(made.dtype, jnp.floating):
+        return 0
+    return prod(taken.shape if name.startswith(REDUCTIONS) else made.shape)
