@@ -1,5 +1,6 @@
 # make demo   sets everything up and runs the main job: a network learns real digits by the hand-written chain
 # make test   sets everything up and runs the tests that are not slow
+# make docs   builds the documentation into docs/_build/html, every warning an error
 # make faults the long count of the fault tests: hundreds of processes killed, thousands of bits flipped (an hour)
 # make lock   makes requirements.lock again (needs uv)
 # PYTHON=python3.13 selects the interpreter, VENV= the directory it is set up in.
@@ -8,13 +9,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test faults lint peers lock clean
+.PHONY: demo test docs faults lint peers lock clean
 
 demo: $(VENV)/installed
 	$(BIN)/fbackprop train mnist
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers"
+
+docs: $(VENV)/installed
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 
 faults: $(VENV)/installed
 	FAULTS=long $(BIN)/python -m pytest -q -s tests/faults
@@ -43,7 +47,7 @@ endif
 
 lock:
 	uv pip compile --universal --generate-hashes --python-version 3.11 --no-header --no-annotate --quiet \
-	  --extra cli --extra test --extra lint pyproject.toml -o requirements.lock
+	  --extra cli --extra test --extra lint --extra docs pyproject.toml -o requirements.lock
 
 clean:
 	rm -rf $(VENV)

@@ -3,22 +3,44 @@
 import re
 from pathlib import Path
 
+import jax
+import jupytext
 import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
-QUICK = ("README.md", "adding-a-layer.md", "training.md", "watching.md")  # the others take half a minute or are many
+QUICK = ("README.md", "quickstart.md", "adding-a-layer.md", "training.md")  # the others take long or are many
+PEERS = ("other-frameworks.md",)
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
+CHAPTERS = sorted((ROOT / "docs" / "story").glob("[0-9]*.md"))
+
+
+def code_of(page):
+    return Sybil(parsers=[PythonCodeBlockParser()]).parse(page).examples()
+
+
+def marks(page):
+    return [pytest.mark.peers] * (page.name in PEERS) + [pytest.mark.slow] * (page.name not in QUICK)
 
 
 @pytest.mark.parametrize("page", [
-    pytest.param(page, marks=[pytest.mark.slow] * (page.name not in QUICK), id=page.relative_to(ROOT).as_posix())
-    for page in WITH_CODE])
+    pytest.param(page, marks=marks(page), id=page.relative_to(ROOT).as_posix()) for page in WITH_CODE])
 def test_the_code_of_a_page_runs(page):
-    for example in Sybil(parsers=[PythonCodeBlockParser()]).parse(page).examples():
-        example.evaluate()
+    x64 = jax.config.jax_enable_x64
+    try:
+        for example in code_of(page):
+            example.evaluate()
+    finally:
+        jax.config.update("jax_enable_x64", x64)  # a page may work in float64
+
+
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.name)
+def test_a_chapter_opens_as_a_notebook_with_the_same_code(page):
+    cells = [cell.source.strip() for cell in jupytext.read(page).cells if cell.cell_type == "code"]
+    assert cells
+    assert cells == [example.parsed.strip() for example in code_of(page)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
