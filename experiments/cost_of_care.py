@@ -1,14 +1,14 @@
-"""What care costs: how long a step waits for a checkpoint, what the guard and the watch add to a step.
+"""How much do checkpoints, the guard and the watch add to a training?
 
-Command         python experiments/cost_of_care.py
-Expected        a checkpoint of 10 M parameters holds a step up for less than 0.5 s; the guard costs nothing that shows; a look
-                at every layer, every 50 steps, costs at most 5 % of the steps
-Time            about two minutes on two cores
+Rows      U5
+Command   python experiments/cost_of_care.py [--seed N] [--quick] [--out DIR]
+Expected  a checkpoint of 10 M parameters holds a step up for less than 0.5 s; the guard costs at most a tenth of a step; a look
+          at every layer, every 50 steps, costs at most 5 % of the steps
+Time      about two minutes on two cores; --quick 10 s
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from lab import Lab, main
 
 from fbackprop import Layer, gpt, make_step, mlp, probe, softmax_cross_entropy, value_and_grad
 from fbackprop.train.config import TrainConfig
@@ -68,26 +69,27 @@ def steps_and_looks(net: Layer, loss: Layer | None, batch: tuple, rounds: int) -
     return {**{f"{name}_ms": value for name, value in ms.items()}, "guard_ratio": float(ratio), "watch_share": float(share)}
 
 
-def main() -> int:
+def experiment(lab: Lab) -> None:
     saved = checkpoint_of_ten_million()
-    print(f"a checkpoint of 10 M parameters: a step waits {saved['held_s']:.3f} s (worst {saved['held_worst_s']:.3f}), durable "
-          f"after {saved['written_s']:.2f} s")
     images, digits = RNG.standard_normal((128, 784)).astype(np.float32), RNG.integers(0, 10, 128)
     text = RNG.integers(0, 256, (4, 256))
-    works = {
-        "mlp 784-512-10, B 50": (mlp(), softmax_cross_entropy(), (images[:50], digits[:50]), 200),
-        "mlp 784-1024-1024-10, B 128": (mlp((1024, 1024)), softmax_cross_entropy(), (images, digits), 60),
-        "gpt D 128, 4 blocks, T 256, B 4": (gpt(256, 256, features=128, blocks=4), None, (text, text), 15),
-    }
-    costs = {}
-    for name, work in works.items():
-        costs[name] = cost = steps_and_looks(*work)
-        print(f"{name}: step {cost['plain_ms']:.2f} ms, guarded {cost['guard_ratio']:.2f} times that; a look "
-              f"{cost['look_ms']:.2f} ms, every {EVERY} steps {cost['watch_share']:.1%} of them")
-    print(json.dumps({"checkpoint": saved, "steps": costs}))
-    good = saved["held_worst_s"] < 0.5 and all(cost["watch_share"] <= 0.05 for cost in costs.values())
-    return 0 if good else 1
+    works = {"mlp 784-512-10, B 50": (mlp(), softmax_cross_entropy(), (images[:50], digits[:50]), lab.pick(200, 5))}
+    if not lab.quick:
+        works |= {"mlp 784-1024-1024-10, B 128": (mlp((1024, 1024)), softmax_cross_entropy(), (images, digits), 60),
+                  "gpt D 128, 4 blocks, T 256, B 4": (gpt(256, 256, features=128, blocks=4), None, (text, text), 15)}
+    costs = {name: steps_and_looks(*work) for name, work in works.items()}
+    heads = ("plain_ms", "guarded_ms", "guard_ratio", "look_ms", "watch_share")
+    lab.table(("work", *heads), [(name, *(cost[head] for head in heads)) for name, cost in costs.items()], "steps")
+    lab.keep(checkpoint=saved)
+    lab.expect("the longest a step waits for a checkpoint of 10 M parameters, at most .5 s", saved["held_worst_s"],
+               saved["held_worst_s"] <= 0.5, timed=True)
+    lab.expect("seconds until it is durable", saved["written_s"], saved["written_s"] > saved["held_s"])
+    for name, cost in costs.items():
+        lab.expect(f"{name}: a guarded step over a plain one, at most 1.1", cost["guard_ratio"], cost["guard_ratio"] <= 1.1,
+                   timed=True)
+        lab.expect(f"{name}: a look every {EVERY} steps, share of the steps' time, at most .05", cost["watch_share"],
+                   cost["watch_share"] <= 0.05, timed=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(experiment))

@@ -1,25 +1,26 @@
 """How small an error of a backward rule does the checker see, in each dtype?
 
-Command   python experiments/smallest_error.py [--every 1] [--seed 0] [--json FILE]
+Rows      G3
+Command   python experiments/smallest_error.py [--seed N] [--quick] [--out DIR] [--every 2]
 Expected  one leaf multiplied by 1 + e is called WRONG: in float64 for every e of 1e-8 and more, whatever the leaf
-Time      about 8 minutes on one core; --every 11 under 60 s
+Time      about 4 minutes on one core with every second case; --every 1 twice that, --quick 8 s
 
 For every leaf of every case with the verdict OK: e is searched between 1e-16 and 1 by halving the range of its exponent. A
-leaf no larger than its own noise (a bias in front of a batch mean) or all zeros has no error to see and is left out. Exit
-code 1 when the expected result does not come out.
+leaf no larger than its own noise (a bias in front of a batch mean) or all zeros has no error to see and is left out. The seed
+says which of two cases are taken.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import ml_dtypes
 import numpy as np
+from lab import Lab, main
 
 from fbackprop.verify.cases import CASES, Case
 from fbackprop.verify.check import draw_params
@@ -31,31 +32,32 @@ from fbackprop.verify.verdict import SAFETY, judge, judge_narrow, judge_single
 NARROW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, help="every n-th case")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+def add_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--every", type=int, default=2, help="every n-th case: %(default)s")
 
-    cases = [case for case in CASES if case.verdict == "OK" and "empty" not in case.note][:: options.every]
+
+def experiment(lab: Lab) -> None:
+    every = lab.pick(lab.options.every, 60)
+    cases = [case for case in CASES if case.verdict == "OK" and "empty" not in case.note][lab.seed % every :: every]
     found: dict[str, list[tuple[float, str]]] = {dtype: [] for dtype in ALL_DTYPES}
     with jax.enable_x64(True), np.errstate(all="ignore"):
         for case in cases:
-            for dtype, leaf, error in smallest(case, options.seed):
+            for dtype, leaf, error in smallest(case, lab.seed):
                 found[dtype].append((error, f"{case.name} {leaf}"))
-    print(f"{'dtype':10}{'leaves':>8}{'best':>10}{'median':>10}{'worst':>10}")
-    result = {}
+    rows = []
     for dtype, errors in found.items():
         values, worst = [error for error, _ in errors], max(errors)
-        row = {"best": min(values), "median": float(np.median(values)), "worst": worst[0]}
-        print(f"{dtype:10}{len(errors):8}" + "".join(f"{value:10.1e}" for value in row.values()), worst[1], sep="  ")
-        result[dtype] = {"leaves": len(errors), **{name: float(f"{value:.2g}") for name, value in row.items()}}
-    print(json.dumps({"cases": len(cases), **result, "jax": jax.__version__}))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(found, file, indent=1)
-    return 0 if result["float64"]["worst"] <= 1e-8 else 1
+        rows.append((dtype, len(errors), min(values), float(np.median(values)), *worst))
+    lab.table(("dtype", "leaves", "best", "median", "worst", "of"), rows, "smallest")
+    worst = max(found["float64"])[0]
+    lab.expect("float64: the smallest error seen, of the worst leaf, at most 1e-8", worst, worst <= 1e-8)
+    if lab.figure() is not None:
+        (ax,) = lab.drawn.axes
+        for dtype, errors in found.items():
+            ax.plot(sorted(error for error, _ in errors), np.linspace(0, 1, len(errors)), label=dtype)
+        ax.set(xscale="log", xlabel="relative error of one leaf", ylabel="share of the leaves where it is seen",
+               title="how small an error the checker sees")
+        ax.legend()
 
 
 def smallest(case: Case, seed: int) -> Iterator[tuple[str, str, float]]:
@@ -105,4 +107,4 @@ def bisected(seen: Callable[[float], bool]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(experiment, add_options=add_options))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -263,11 +260,3 @@ def test_a_monitor_put_together_again_says_the_same():
         after = [again.step(k, loss, layers(k)) for k, loss in enumerate(losses[at:], at + 1)]
         assert before + after == said
     assert sum(map(len, said)) >= 3
-
-
-@pytest.mark.slow
-def test_judged_on_a_few_sick_and_healthy_runs():
-    """The short form of the experiment that judges it; the whole is run by hand."""
-    program = Path(__file__).parent.parent / "experiments" / "alerts.py"
-    done = subprocess.run([sys.executable, str(program), "--quick"], capture_output=True, text=True, cwd=program.parent)
-    assert done.returncode == 0, done.stdout + done.stderr
