@@ -102,7 +102,7 @@ def experiment(lab: Lab) -> None:
     for dtype, bound in (("float32", 1e-6), ("float64", 1e-12)):
         off = [row["apart"] for row in found if row["dtype"] == dtype]
         if off:
-            lab.expect(f"{dtype}: gradients of several devices apart from one's, at most {bound:g}", max(off), max(off) <= bound)
+            lab.expect(f"{dtype}: several devices apart from one, at most {bound:g}", max(off), max(off) <= bound)
     times = per_example(lab.seed, lab.pick(100, 3))
     lab.table(("batch", "ms an example"), list(times.items()), "per_example")
     ratio = times[256] / times[1]
