@@ -52,8 +52,11 @@ def _list(options: Options) -> dict[str, object]:
 def _write(name: str, options: Options) -> dict[str, object]:
     if name not in EXERCISES:
         close = get_close_matches(name, EXERCISES, 1)
-        raise Problem(f"exercise {name!r}: expected one of {', '.join(EXERCISES)}." + (f" Did you mean {close[0]}?" if close else ""))
+        raise Problem(f"exercise {name!r}: expected one of {', '.join(EXERCISES)}."
+                      + (f" Did you mean {close[0]}?" if close else ""))
     file = Path(f"{name}.py" if options.out is None else options.out)
+    if file.is_dir():
+        raise Problem(f"{file}: expected a file to write, got a directory")
     text = EXERCISES[name].file.read_text(encoding="utf-8").replace(f"{name}.py:layer", f"{file.name}:layer")
     try:
         with file.open("w" if options.force else "x", encoding="utf-8") as out:

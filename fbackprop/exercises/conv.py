@@ -6,9 +6,8 @@
 
 `forward` adds up K products, one for each k: what position k of the kernel sees is x from k on. It keeps x.
 
-Your task is `backward(params, residuals, dy)`, with dy the cotangent of y, in the shape of y. Return `({"w": dw, "b": db}, dx)`,
-the cotangents of the params and of x, each in the shape of what it belongs to. No autodiff: not `jax.grad`, `jax.vjp` or the
-like.
+Your task is `backward(params, residuals, dy)`, with dy the cotangent of y, in the shape of y. Return the cotangents
+`({"w": dw, "b": db}, dx)`, each in the shape of what it belongs to. No autodiff: not `jax.grad`, `jax.vjp` or the like.
 
 Hints, from gentle to near
 1. For K = 1 this is a dense layer at every (n, t). If you have not done that exercise, begin there.

@@ -46,7 +46,7 @@ class Finding:
     def summary(self) -> dict[str, Any]:
         """The finding in a few JSON fields."""
         return {"verdict": self.verdict, "layer": self.layer, "leaf": self.leaf, "oracle": self.oracle, "dtype": self.dtype,
-                "error": self.error, "bound": self.bound}
+                "error": self.error, "bound": self.bound, "hint": self.hint}
 
     def __str__(self) -> str:
         where = "" if self.index is None else f"[{', '.join(map(str, self.index))}]"
