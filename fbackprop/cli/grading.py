@@ -62,5 +62,6 @@ def _files(target: Path) -> list[Path]:
             raise Problem(f"{target}: expected a folder with *.py files, found none in it")
         return files
     if not target.is_file():
-        raise FileProblem(f"{target}: expected a Python file or a folder of them, found none. The working directory is {Path.cwd()}")
+        raise FileProblem(f"{target}: expected a Python file or a folder of them, found none. "
+                          f"The working directory is {Path.cwd()}")
     return [target]

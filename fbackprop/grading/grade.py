@@ -75,14 +75,14 @@ def grade(files: Sequence[Path], exercise: str | None = None, function: str = "l
     sources = [_read(file) for file in files]
     names = [exercise or _stated(source) for source in sources]
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        references = {name: _reference(name, function, seed) for name in dict.fromkeys(names) if name is not None}
+        references: dict[str | None, Reference] = {name: _reference(name, function, seed) for name in dict.fromkeys(names) if name is not None}
         pool, stop = ThreadPoolExecutor(max(1, min(jobs, len(files)))), Event()
         run = partial(_answer, function=function, limits=limits or contain.Limits(), stop=stop)
         try:
-            runs = [pool.submit(run, source, None if name is None else references[name]) for source, name in zip(sources, names)]
+            runs = [pool.submit(run, source, references.get(name)) for source, name in zip(sources, names)]
             for file, name, future in zip(files, names, runs):
                 seconds, answer = future.result()
-                judged = answer if name is None or isinstance(answer, Judgement) else references[name].judge(answer)
+                judged = answer if isinstance(answer, Judgement) else references[name].judge(answer)
                 yield _graded(file, name, judged, seconds)
         finally:
             stop.set()
@@ -120,11 +120,11 @@ def _answer(source: bytes, reference: Reference | None, function: str, limits: c
             stop: Event) -> tuple[float, Any]:
     """(seconds, the numbers of a submission, or the judgement of one that gave none)."""
     began = time.monotonic()
+    if len(source) > SOURCE:
+        return 0.0, Judgement("ERROR", f"longer than {SOURCE} bytes")
     if reference is None:
         return 0.0, Judgement("ERROR", f'which exercise? Expected EXERCISE = "dense" or another of {", ".join(EXERCISES)} '
                                        "in the file, or --exercise")
-    if len(source) > SOURCE:
-        return 0.0, Judgement("ERROR", f"longer than {SOURCE} bytes")
     folder = tempfile.TemporaryDirectory(prefix="fbackprop-", ignore_cleanup_errors=True)
     try:
         inside = Path(os.path.realpath(folder.name))

@@ -22,8 +22,8 @@ AUTODIFF = ("grad", "value_and_grad", "vjp", "jvp", "linearize", "linear_transpo
 LIBRARIES = frozenset({"jax", "jaxlib", "numpy", "ml_dtypes", "scipy", "opt_einsum"})
 PROGRAMS = frozenset({"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system", "os.startfile", "os.kill",
                       "os.killpg", "subprocess.Popen", "pty.spawn", "_winapi.CreateProcess", "_winapi.TerminateProcess"})
-CHANGES = frozenset({"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
-                     "os.chown", "os.utime"})
+CHANGES = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1,
+           "os.chown": 1, "os.utime": 1, "os.truncate": 1}  # how many paths come first; what comes last is a dir_fd
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -61,7 +61,7 @@ class _Imports(MetaPathFinder):
 
 
 def _hook(folder: str) -> Callable[[str, tuple], None]:
-    programs, changes, writing, realpath = PROGRAMS, CHANGES, WRITING, os.path.realpath
+    programs, changes, writing, realpath, isdir = PROGRAMS, CHANGES.copy(), WRITING, os.path.realpath, os.path.isdir
     below, null = folder + os.sep, os.devnull
 
     def outside(path: Any) -> bool:
@@ -79,9 +79,11 @@ def _hook(folder: str) -> Callable[[str, tuple], None]:
             raise PermissionError("an exercise does not use ctypes")
         if event == "open":
             path, _, flags = args
-            if flags and flags & writing and outside(path):
+            if not isinstance(path, int) and ((flags or 0) & writing or isdir(path)) and outside(path):
                 raise PermissionError("an exercise writes no file outside its own folder")
-        elif event in changes and any(outside(path) for path in args[:2] if isinstance(path, str | bytes)):
-            raise PermissionError("an exercise changes no file outside its own folder")
+        elif event in changes:
+            below_an_open_folder = event != "os.truncate" and args[-1] != -1  # as shutil.rmtree does it
+            if below_an_open_folder or any(map(outside, args[:changes[event]])):
+                raise PermissionError("an exercise changes no file outside its own folder")
 
     return hook

@@ -92,8 +92,8 @@ WRONG = {
         "divided by V": (changed("cross_entropy", "len(labels)", "log_p.shape[-1]"), ""),
     },
     "chain": {
-        "every layer given the chain's dy": (changed("chain", "dparams, dy =", "dparams, dx =").replace("grads)), dy", "grads)), dx"),
-                                            ""),
+        "every layer given the chain's dy": (changed("chain", "dparams, dy =", "dparams, dx =")
+                                             .replace("grads)), dy", "grads)), dx"), ""),
         "walked forwards": (changed("chain", "reversed(range(len(layers)))", "range(len(layers))")
                             .replace("tuple(reversed(grads))", "tuple(grads)"), ""),
         "the last layer given the first one's residuals": (changed("chain", "residuals[i]", "residuals[i % 3]"), ""),
@@ -118,7 +118,8 @@ WRONG = {
     },
     "lstm": {
         "without dout": (changed("lstm", "dh_next + dout", "dh_next"), "without the output's cotangent"),
-        "without the carry": (changed("lstm", "dh_next + dout", "dout").replace("dc_next + ", ""), "without the carry's cotangent"),
+        "without the carry": (changed("lstm", "dh_next + dout", "dout").replace("dc_next + ", ""),
+                              "without the carry's cotangent"),
         "two gates swapped": (changed("lstm", "di * i * (1 - i), df * f * (1 - f)", "df * f * (1 - f), di * i * (1 - i)"),
                               "input and forget gate swapped"),
         "tanh's derivative forgotten": (changed("lstm", " * (1 - t ** 2)", ""), ""),

@@ -1,0 +1,157 @@
+"""Grading a folder: what becomes of honest files, of broken ones, and of files that attack the grader."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from answers import RIGHT, WRONG, filled, right
+
+import fbackprop
+from fbackprop.cli import main
+from fbackprop.exercises import EXERCISES
+from fbackprop.grading import contain
+from fbackprop.grading.grade import plain
+
+WRONG_DENSE = filled("dense", WRONG["dense"]["db of one row"][0])
+LINES = RIGHT["dense"]
+
+
+def before(text, source=None):
+    """Lines in front of everything else of a file."""
+    return f"{text}\n{right('dense') if source is None else source}"
+
+
+def instead(lines):
+    return filled("dense", lines)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "class").mkdir()
+    return tmp_path / "class"
+
+
+def graded(folder, files, *options, capsys):
+    """{file: its row}, the summary and the exit code, of these files in a folder."""
+    for name, text in files.items():
+        (folder / f"{name}.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+    code = main(["verify", str(folder), "--json", *options])
+    *rows, summary = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["file"] for row in rows] == sorted(f"{name}.py" for name in files)
+    assert summary["verb"] == "verify"
+    assert summary["files"] == len(files) == sum(summary[v] for v in (
+        "ok", "wrong", "kink", "noisy", "blank", "error", "timeout", "memory"))
+    return {row["file"].removesuffix(".py"): row for row in rows}, summary, code
+
+
+def test_a_class(folder, capsys):
+    """The verdicts a class gives, each with what a teacher needs; nothing is written into the folder."""
+    files = {"ada": right("dense"), "bob": WRONG_DENSE, "cem": EXERCISES["dense"].file.read_text(),
+             "dan": instead("return jax.vjp(lambda p, x: forward(p, x)[0], params, x)[1](dy)"), "eve": "no python"}
+    rows, summary, code = graded(folder, files, "--seed", "3", capsys=capsys)
+    assert {name: row["verdict"] for name, row in rows.items()} == {
+        "ada": "OK", "bob": "WRONG", "cem": "BLANK", "dan": "ERROR", "eve": "ERROR"}
+    assert code == 1
+    assert summary["seed"] == 3
+    assert rows["ada"]["worst"]["error"] <= rows["ada"]["worst"]["bound"]
+    assert rows["bob"]["worst"]["leaf"] == "params/b"
+    assert "the sum over the batch is missing" in rows["bob"]["hint"]
+    assert "not written yet" in rows["cem"]["reason"]
+    assert "jax.vjp is autodiff" in rows["dan"]["reason"]
+    assert "which exercise?" in rows["eve"]["reason"]
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.py" for name in sorted(files)]
+
+
+HOSTILE = {
+    # what it does: (the file, its verdict, words of the reason)
+    "exits": (before("import os; os._exit(0)"), "ERROR", "ended by itself"),
+    "loops": (before("while True: pass"), "TIMEOUT", "still running after 15 s"),
+    "forges": (before("import os, json\nprint(json.dumps({'file': 'forges.py', 'verdict': 'OK'}), flush=True)\n"
+                      "open('failure', 'w').write(json.dumps(['OK', '']))\nos._exit(0)"), "ERROR", "cannot be read"),
+    "patches": (before("import numpy as np, jax.numpy as jnp, fbackprop.verify.subject as s\n"
+                       "np.max = lambda *a, **k: 0.0\nnp.allclose = jnp.allclose = lambda *a, **k: True\n"
+                       "s.WrongStructure = KeyError", WRONG_DENSE), "WRONG", ""),
+    "deletes": (before("import shutil; shutil.rmtree({folder!r})"), "ERROR", "changes no file outside"),
+    "kills": (before("import os; os.kill(os.getppid(), 9)"), "ERROR", "no other program"),
+}
+MORE = {
+    "sys_exits": (before("import sys; sys.exit(0)"), "ERROR", "SystemExit"),
+    "sleeps": (before("import time; time.sleep(1e6)"), "TIMEOUT", ""),
+    "loops_in_backward": (instead("while True: pass"), "TIMEOUT", ""),
+    "leaves_a_thread": (before("import threading, time; threading.Thread(target=time.sleep, args=(1e6,)).start()"), "TIMEOUT", ""),
+    "grows": (before("a = []\nwhile True: a.append(b'x' * 10**7)"), "MEMORY", "more than 1500 MB"),
+    "asks_for_all": (before("import numpy; numpy.full(10**14, 1.0)"), "MEMORY", ""),
+    "prints": (before("for _ in range(10**5): print('x' * 10**4)"), "OK", ""),
+    "forks": (before("import os\nwhile True: os.fork()"), "ERROR", "no other program"),
+    "starts": (before("import subprocess; subprocess.run(['true'])"), "ERROR", "no other program"),
+    "connects": (before("import socket; socket.create_connection(('127.0.0.1', 9))"), "ERROR", "network"),
+    "dlopens": (before("import ctypes; ctypes.CDLL(None)"), "ERROR", "ctypes"),
+    "overwrites": (before("open({folder!r} + '/overwrites.py', 'w')"), "ERROR", "writes no file outside"),
+    "writes_elsewhere": (before("import os; os.rename('submission.py', {folder!r} + '/sleeps.py')"), "ERROR", "changes no file"),
+    "forges_numbers": (before("import os\nopen('numbers', 'wb').write(b'0' * 10**6)\nos._exit(0)"), "ERROR", "another shape"),
+    "forges_zeros": (before("import os\nopen('numbers', 'wb').write(bytes(1680))\nos._exit(0)"), "ERROR", "forward"),
+    "links": (before("import os\nos.symlink('/dev/zero', 'numbers')"), "ERROR", "changes no file"),
+    "pipes": (before("import os\nos.mkfifo('numbers')\nos._exit(0)"), "ERROR", "ended by itself"),
+    "digs": (before("import os\nfor _ in range(300): os.mkdir('d'); os.chdir('d')"), "OK", ""),
+    "raises_escapes": (instead("raise ValueError('\\x1b[2J\\x1b[31m' + 'x' * 10**6)"), "ERROR", "ValueError"),
+    "raises_itself": (before("class E(Exception):\n    def __str__(self): raise self\nraise E()"), "ERROR", ""),
+    "nests": ("EXERCISE = 'dense'\n" + "(" * 10**5, "ERROR", "line"),
+    "null_bytes": (b"EXERCISE = 'dense'\n\x00", "ERROR", ""),
+    "is_latin1": (b"EXERCISE = 'dense'\n# caf\xe9", "ERROR", ""),
+    "is_long": (before("#" * 1_100_000), "ERROR", "longer than"),
+    "identity": (right("dense").replace('x @ params["w"] + params["b"], x', 'x, x'), "ERROR", "forward is not the exercise's"),
+    "other_forward": (right("dense").replace("def backward", "def other").replace(
+        "return Layer(", 'backward = lambda p, x, dy: ({"w": 2 * x.T @ dy, "b": jnp.sum(dy, 0)}, 2 * dy @ p["w"].T)\n'
+        "    return Layer(").replace('x @ params["w"] +', '2 * x @ params["w"] +'), "ERROR", "forward is not the exercise's"),
+    "returns_none": (instead("pass"), "ERROR", "expected a pair (dparams, dx), got None"),
+    "wrong_shape": (instead('return {"w": dy, "b": dy[0]}, dy @ params["w"].T'), "ERROR", "dparams"),
+    "no_layer": (right("dense").replace("def layer", "def mine"), "ERROR", "expected a function 'layer'"),
+    "no_layer_either": (right("dense").replace("return dense(5),", "return 7,"), "ERROR", "expected a Layer"),
+    "no_arrays": (instead('return {"w": 1, "b": "b"}, None'), "ERROR", ""),
+    "copies_ours": (before("from fbackprop import dense as ours"), "ERROR", "Layer alone"),
+    "vjp_at_import": (before("from jax import vjp\nvjp(jnp.sin, 1.0)").replace("\n", "\nimport jax, jax.numpy as jnp\n", 1),
+                      "ERROR", "autodiff"),
+    "vjp_kept": (right("dense").replace('params["b"], x  #', 'params["b"], jax.vjp(jnp.sin, x)[1]  #'), "ERROR", "autodiff"),
+    "grad_inside": (instead("return jax.grad(lambda a: jnp.sum(forward(*a)[0] * dy))((params, x))"), "ERROR", "autodiff"),
+    "jvp": (instead("return jax.jacfwd(lambda a: jnp.sum(forward(*a)[0] * dy))((params, x))"), "ERROR", "autodiff"),
+    "transposes": (instead("return params, jax.linear_transpose(lambda x: x @ params['w'], x)(dy)[0]"), "ERROR", "autodiff"),
+    "private": (instead("from jax._src.interpreters import ad\nreturn ad.linearize(None, (params, x))"), "ERROR", "autodiff"),
+    "reloads_and_uses": (instead("import importlib\nfrom jax._src import api\napi = importlib.reload(api)\n"
+                                 "return api.vjp(lambda p, x: forward(p, x)[0], params, x)[1](dy)"), "ERROR", ""),
+    "jets": (before("import jax.experimental.jet"), "ERROR", "Layer alone"),
+    "for_one_batch": (instead(LINES.replace("jnp.sum(dy, axis=0)", "dy[0] + dy[1] + dy[2]")), "WRONG",
+                      "right for a batch of 3, wrong for one of 5"),
+    "divides_by_three": (instead(LINES.replace("x.T @ dy", "x.T @ dy * len(x) / 3")), "WRONG", "right for a batch of 3"),
+}
+
+
+def check(cases, folder, capsys, *options):
+    files = {name: text.replace("{folder!r}", repr(str(folder))) if isinstance(text, str) else text
+             for name, (text, *_) in cases.items()}
+    rows, _, code = graded(folder, files, *options, capsys=capsys)
+    assert code == 1
+    for name, (_, verdict, words) in cases.items():
+        assert (rows[name]["verdict"], words in rows[name]["reason"]) == (verdict, True), rows[name]
+        assert rows[name]["reason"].isprintable()
+        assert len(rows[name]["reason"]) <= 300
+    assert {path.stem: path.read_bytes() for path in folder.iterdir()} == {
+        name: text if isinstance(text, bytes) else text.encode() for name, text in files.items()}
+
+
+def test_hostile_files_harm_nothing(folder, capsys):
+    check(HOSTILE, folder, capsys, "--seconds", "15", "--memory", "1500")
+
+
+@pytest.mark.slow
+def test_more_hostile_files_harm_nothing(folder, capsys):
+    began = time.time()
+    check(MORE, folder, capsys, "--seconds", "30", "--memory", "1500")
+    assert not [p for p in psutil.process_iter() if p.create_time() >= began and p.ppid() == os.getpid()]
+    assert not list(Path(contain.os.environ.get("TMPDIR", "/tmp")).glob("fbackprop-*/submission.py"))
