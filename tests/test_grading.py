@@ -1,25 +1,28 @@
 """Grading a folder: what becomes of honest files, of broken ones, and of files that attack the grader."""
 
-import ast
 import json
 import os
-import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
+from threading import Event
 
 import psutil
 import pytest
 from answers import RIGHT, WRONG, filled, right
 
-import fbackprop
 from fbackprop.cli import main
 from fbackprop.exercises import EXERCISES
 from fbackprop.grading import contain
-from fbackprop.grading.grade import plain
 
 WRONG_DENSE = filled("dense", WRONG["dense"]["db of one row"][0])
 LINES = RIGHT["dense"]
+COMPLEX_STEP = """
+h = 1e-15
+moved = lambda e: {"w": params["w"] + 0j, "b": params["b"] + 1j * h * e}
+db = jax.vmap(lambda e: jnp.sum(forward(moved(e), x)[0].imag / h * dy))(jnp.eye(len(params["b"]), dtype=x.dtype))
+return {"w": x.T @ dy, "b": db.astype(x.dtype)}, dy @ params["w"].T
+"""
 
 
 def before(text, source=None):
@@ -78,23 +81,28 @@ HOSTILE = {
     "patches": (before("import numpy as np, jax.numpy as jnp, fbackprop.verify.subject as s\n"
                        "np.max = lambda *a, **k: 0.0\nnp.allclose = jnp.allclose = lambda *a, **k: True\n"
                        "s.WrongStructure = KeyError", WRONG_DENSE), "WRONG", ""),
-    "deletes": (before("import shutil; shutil.rmtree({folder!r})"), "ERROR", "changes no file outside"),
+    "deletes": (before("import shutil; shutil.rmtree({folder!r})"), "ERROR", "no file outside"),
     "kills": (before("import os; os.kill(os.getppid(), 9)"), "ERROR", "no other program"),
 }
 MORE = {
     "sys_exits": (before("import sys; sys.exit(0)"), "ERROR", "SystemExit"),
     "sleeps": (before("import time; time.sleep(1e6)"), "TIMEOUT", ""),
     "loops_in_backward": (instead("while True: pass"), "TIMEOUT", ""),
-    "leaves_a_thread": (before("import threading, time; threading.Thread(target=time.sleep, args=(1e6,)).start()"), "TIMEOUT", ""),
+    "leaves_a_thread": (before("import threading as t, time; t.Thread(target=time.sleep, args=(1e6,)).start()"), "TIMEOUT", ""),
     "grows": (before("a = []\nwhile True: a.append(b'x' * 10**7)"), "MEMORY", "more than 1500 MB"),
     "asks_for_all": (before("import numpy; numpy.full(10**14, 1.0)"), "MEMORY", ""),
     "prints": (before("for _ in range(10**5): print('x' * 10**4)"), "OK", ""),
     "forks": (before("import os\nwhile True: os.fork()"), "ERROR", "no other program"),
     "starts": (before("import subprocess; subprocess.run(['true'])"), "ERROR", "no other program"),
+    "starts_below": (before("import _posixsubprocess as p; p.fork_exec()"), "ERROR", "no other program"),
+    "fills_the_disk": (before("f = open('big', 'wb')\nfor _ in range(200): f.write(bytes(10**6))"), "ERROR", "OSError"),
     "connects": (before("import socket; socket.create_connection(('127.0.0.1', 9))"), "ERROR", "network"),
     "dlopens": (before("import ctypes; ctypes.CDLL(None)"), "ERROR", "ctypes"),
+    "reads_a_neighbour": (before("open({folder!r} + '/sleeps.py').read()"), "ERROR", "reads no file outside"),
+    "reads_our_rules": (before("import fbackprop; open(fbackprop.__file__)"), "ERROR", "reads no file outside"),
+    "lists": (before("import os; os.listdir({folder!r})"), "ERROR", "reads no file outside"),
     "overwrites": (before("open({folder!r} + '/overwrites.py', 'w')"), "ERROR", "writes no file outside"),
-    "writes_elsewhere": (before("import os; os.rename('submission.py', {folder!r} + '/sleeps.py')"), "ERROR", "changes no file"),
+    "moves": (before("import os; os.rename('submission.py', {folder!r} + '/sleeps.py')"), "ERROR", "changes no file"),
     "forges_numbers": (before("import os\nopen('numbers', 'wb').write(b'0' * 10**6)\nos._exit(0)"), "ERROR", "another shape"),
     "forges_zeros": (before("import os\nopen('numbers', 'wb').write(bytes(1680))\nos._exit(0)"), "ERROR", "forward"),
     "links": (before("import os\nos.symlink('/dev/zero', 'numbers')"), "ERROR", "changes no file"),
@@ -124,7 +132,8 @@ MORE = {
     "transposes": (instead("return params, jax.linear_transpose(lambda x: x @ params['w'], x)(dy)[0]"), "ERROR", "autodiff"),
     "private": (instead("from jax._src.interpreters import ad\nreturn ad.linearize(None, (params, x))"), "ERROR", "autodiff"),
     "reloads_and_uses": (instead("import importlib\nfrom jax._src import api\napi = importlib.reload(api)\n"
-                                 "return api.vjp(lambda p, x: forward(p, x)[0], params, x)[1](dy)"), "ERROR", ""),
+                                 "return api.vjp(lambda p, x: forward(p, x)[0], params, x)[1](dy)"), "ERROR", "reload"),
+    "complex_step": (instead(COMPLEX_STEP), "ERROR", "complex numbers"),
     "jets": (before("import jax.experimental.jet"), "ERROR", "Layer alone"),
     "for_one_batch": (instead(LINES.replace("jnp.sum(dy, axis=0)", "dy[0] + dy[1] + dy[2]")), "WRONG",
                       "right for a batch of 3, wrong for one of 5"),
@@ -151,7 +160,46 @@ def test_hostile_files_harm_nothing(folder, capsys):
 
 @pytest.mark.slow
 def test_more_hostile_files_harm_nothing(folder, capsys):
-    began = time.time()
     check(MORE, folder, capsys, "--seconds", "30", "--memory", "1500")
-    assert not [p for p in psutil.process_iter() if p.create_time() >= began and p.ppid() == os.getpid()]
-    assert not list(Path(contain.os.environ.get("TMPDIR", "/tmp")).glob("fbackprop-*/submission.py"))
+    assert not list(Path(tempfile.gettempdir()).glob("fbackprop-*/submission.py"))
+
+
+# ---- a program without any guard in it, held from outside alone
+
+FAMILY = """
+import os, sys, time
+if sys.argv[1] == "bomb":
+    for _ in range(7): os.fork()
+elif sys.argv[1] == "daemon":  # leaves the tree: its parent ends at once
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0: time.sleep(1e6)
+        os._exit(0)
+    time.sleep(0.3)
+    sys.exit(0)
+elif sys.argv[1] == "memory":
+    kept = []
+    while True: kept.append(b"x" * 10**7)
+elif sys.argv[1] == "deaf":
+    import signal
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
+time.sleep(1e6)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.parametrize(("what", "verdict"), [("bomb", "ERROR"), ("daemon", ""), ("memory", "MEMORY"), ("deaf", "TIMEOUT")])
+def test_nothing_outlives_a_program(what, verdict, tmp_path):
+    (tmp_path / "family.py").write_text(FAMILY)
+    began = time.monotonic()
+    said, _ = contain.run(["family.py", what], str(tmp_path), contain.Limits(seconds=3, memory=3 * 10**8), Event())
+    assert said == verdict
+    assert time.monotonic() - began < 10
+    assert [p.pid for p in psutil.process_iter() if cwd(p) == str(tmp_path)] == []
+
+
+def cwd(process):
+    try:
+        return process.cwd()
+    except (psutil.Error, OSError):
+        return None

@@ -50,8 +50,8 @@ def graded(options: Any) -> int:
     else:
         console = screen()
         console.print(table)
-        console.print(f"{len(files)} files: " + ", ".join(f"{counts[v]} {v}" for v in VERDICTS if counts[v])
-                      + f". Seed {seed}. {seconds:.0f} s")
+        found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+        console.print(f"{len(files)} file{'s' * (len(files) != 1)}: {found}. Seed {seed}. {seconds:.0f} s")
     return 0 if passed else 1
 
 

@@ -75,14 +75,14 @@ def grade(files: Sequence[Path], exercise: str | None = None, function: str = "l
     sources = [_read(file) for file in files]
     names = [exercise or _stated(source) for source in sources]
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        references: dict[str | None, Reference] = {name: _reference(name, function, seed) for name in dict.fromkeys(names) if name is not None}
+        references = {name: _reference(name, function, seed) for name in dict.fromkeys(names) if name is not None}
         pool, stop = ThreadPoolExecutor(max(1, min(jobs, len(files)))), Event()
         run = partial(_answer, function=function, limits=limits or contain.Limits(), stop=stop)
         try:
-            runs = [pool.submit(run, source, references.get(name)) for source, name in zip(sources, names)]
+            runs = [pool.submit(run, source, references.get(name or "")) for source, name in zip(sources, names)]
             for file, name, future in zip(files, names, runs):
                 seconds, answer = future.result()
-                judged = answer if isinstance(answer, Judgement) else references[name].judge(answer)
+                judged = answer if isinstance(answer, Judgement) else references[name or ""].judge(answer)
                 yield _graded(file, name, judged, seconds)
         finally:
             stop.set()
