@@ -19,7 +19,7 @@ from threading import Event
 import psutil
 
 PROCESSES = 4  # a submission has no use for a second one; a library's helper may be one
-LOOK = 0.05  # seconds between looks: what memory can overshoot in
+LOOK = 0.1  # seconds between looks: what memory can overshoot in
 MARK = "FBACKPROP_GRADED"  # in the environment of everything a submission starts
 KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG",
         "LC_ALL", "XLA_FLAGS")

@@ -34,6 +34,9 @@ VERDICTS = ("OK", "WRONG", "KINK", "NOISY", "BLANK", "ERROR", "TIMEOUT", "MEMORY
 PASSED = ("OK", "KINK", "NOISY")
 SOURCE = 10**6  # bytes of a file that is looked at
 SAID = 300  # characters of what a submission may say
+HERE = str(Path(__file__).parents[2])
+START = (f"import sys; {HERE!r} in sys.path or sys.path.insert(0, {HERE!r}); "  # it may not be the one that is installed
+         "from fbackprop.grading.submission import main; main()")
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _answer(source: bytes, reference: Reference | None, function: str, limits: c
         inside = Path(os.path.realpath(folder.name))
         (inside / FILE).write_bytes(source)
         (inside / ASKED).write_bytes(pickle.dumps((function, limits.seconds + 30, reference.asked)))
-        verdict, reason = contain.run(["-P", "-m", "fbackprop.grading.submission"], str(inside), limits, stop)
+        verdict, reason = contain.run(["-P", "-c", START], str(inside), limits, stop)
         answer: Any = Judgement(verdict, reason) if verdict else _result(inside, reference.length)
     finally:
         with suppress(RecursionError, OSError):  # folders as deep as a submission may have made them

@@ -1,4 +1,4 @@
-"""Runs one submission: `python -P -m fbackprop.grading.submission` in a folder with submission.py and asked.
+"""Runs one submission: `main()`, in a process of its own, in a folder with submission.py and asked.
 
 asked (a pickle, from the judge): the name of the function, after how many seconds to end even if nobody is left to end it, and
 points (params, x, theta, fixed, dy). Writes `numbers`: at each
@@ -56,12 +56,13 @@ def answer(layer: Layer, points: list[Any]) -> bytes:
         y = _run("forward", jax.eval_shape, subject.f, theta, fixed)
         if y.shape != dy.shape:
             raise Failed("ERROR", "the forward is not the exercise's: its output has another shape")
-        both = quick_jit(lambda *at, subject=subject: (subject.f(*at[:2]), subject.rule(*at)))
-        if re.search(r":c(64|128)\[", str(_run("backward", both.trace, theta, fixed, dy).jaxpr)):
+        both = lambda *at, subject=subject: (subject.f(*at[:2]), subject.rule(*at))
+        if re.search(r":c(64|128)\[", str(_run("backward", jax.make_jaxpr(both), theta, fixed, dy))):
             raise Failed("ERROR", "backward computes with complex numbers: a complex step is autodiff by another name")
+        run = quick_jit(both)
         for dtype in (np.float64, np.float32):
-            numbers = _run("backward", lambda *at, both=both: jax.device_get(both(*at)), *cast((theta, fixed, dy), dtype))
-            rows += [a.tobytes() for a in numbers]
+            at = cast((theta, fixed, dy), dtype)
+            rows += [a.tobytes() for a in _run("backward", lambda run=run, at=at: jax.device_get(run(*at)))]
     return b"".join(rows)
 
 
@@ -99,7 +100,3 @@ def _run(what: str, function: Any, *args: Any) -> Any:
             raise Failed("BLANK", f"the backward is not written yet: {said}") from None
         where = f" (line {number})" if number else ""
         raise Failed("ERROR", f"{what} raised {type(error).__name__}: {said}{where}") from None
-
-
-if __name__ == "__main__":
-    main()
