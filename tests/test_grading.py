@@ -79,7 +79,7 @@ def test_a_class(folder, capsys):
 HOSTILE = {
     # what it does: (the file, its verdict, words of the reason)
     "exits": (before("import os; os._exit(0)"), "ERROR", "ended by itself"),
-    "loops": (before("while True: pass"), "TIMEOUT", "still running after 10 s"),
+    "loops": (before("while True: pass"), "TIMEOUT", "still running after 2 s"),
     "deletes": (before("import shutil; shutil.rmtree({folder!r})"), "ERROR", "no file outside"),
 }
 MORE = {
@@ -159,7 +159,7 @@ def check(cases, folder, capsys, *options):
 
 
 def test_hostile_files_harm_nothing(folder, capsys):
-    check(HOSTILE, folder, capsys, "--seconds", "10")
+    check(HOSTILE, folder, capsys, "--seconds", "2")
 
 
 @pytest.mark.slow

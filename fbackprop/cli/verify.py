@@ -35,7 +35,7 @@ class Options:
     function: str = "layer"
     """Grading: the function that returns the Layer or (Layer, x)."""
     seconds: float = 60.0
-    """Grading: time for a file, from the start of its process."""
+    """Grading: time for a file; the start of Python and JAX is not counted."""
     memory: int = 2000
     """Grading: megabytes for a file's process and all that it starts."""
     jobs: int | None = None

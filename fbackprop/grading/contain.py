@@ -19,6 +19,7 @@ from threading import Event
 import psutil
 
 PROCESSES = 4  # a submission has no use for a second one; a library's helper may be one
+STARTING = 300  # seconds to start Python and JAX in: a machine may be busy, which is not the submission's fault
 LOOK = 0.1  # seconds between looks: what memory can overshoot in
 MARK = "FBACKPROP_GRADED"  # in the environment of everything a submission starts
 KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "LANG",
@@ -27,24 +28,25 @@ KEPT = ("PATH", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "D
 
 @dataclass(frozen=True)
 class Limits:
-    """Wall time in seconds, from the start of the process, and memory in bytes, of the process and all that it started."""
+    """Wall time in seconds, once the program is ready, and memory in bytes, of the process and all that it started."""
 
     seconds: float = 60.0
     memory: int = 2000 * 10**6
 
 
-def run(arguments: Sequence[str], folder: str, limits: Limits, stop: Event) -> tuple[str, str]:
+def run(arguments: Sequence[str], folder: str, limits: Limits, stop: Event, ready: str = "") -> tuple[str, str]:
     """`(verdict, reason)`: ("", "") when the program ended by itself with 0; what it prints is thrown away.
 
     Runs `python *arguments` in `folder`, which is its home and place for temporary files too. Of our environment it gets what
-    Python needs to start. Whatever it started is ended when this returns; `stop` makes that now.
+    Python needs to start. Its time runs from when there is a file `ready` in the folder. Whatever it started is ended when this
+    returns; `stop` makes that now.
     """
     mark = secrets.token_hex(16)
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=folder, env=_environment(folder, mark), stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        verdict, reason = _watch(process, limits, stop)
+        verdict, reason = _watch(process, limits, stop, os.path.join(folder, ready))
     finally:
         _end(process, mark)
     if not verdict and process.returncode:
@@ -62,14 +64,16 @@ def _environment(folder: str, mark: str) -> dict[str, str]:
     return {**kept, **home, MARK: mark, "JAX_PLATFORMS": "cpu", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONIOENCODING": "utf-8"}
 
 
-def _watch(process: subprocess.Popen, limits: Limits, stop: Event) -> tuple[str, str]:
+def _watch(process: subprocess.Popen, limits: Limits, stop: Event, ready: str) -> tuple[str, str]:
     """Waits for the end or for the first limit that is passed."""
-    deadline = time.monotonic() + limits.seconds
+    deadline, started = time.monotonic() + STARTING, False
     with suppress(psutil.NoSuchProcess):
         root = psutil.Process(process.pid)
         while process.poll() is None:
+            if not started and os.path.exists(ready):
+                deadline, started = time.monotonic() + limits.seconds, True
             if stop.is_set() or time.monotonic() > deadline:
-                return "TIMEOUT", f"still running after {limits.seconds:g} s"
+                return "TIMEOUT", f"still running after {limits.seconds if started else STARTING:g} s"
             family, resident = [root, *root.children(recursive=True)], 0
             for member in family:
                 with suppress(psutil.Error):

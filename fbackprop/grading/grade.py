@@ -28,7 +28,7 @@ from ..train.task import call, describe
 from ..verify.own import input_for
 from . import contain
 from .reference import Judgement, Reference
-from .submission import ASKED, FAILURE, FILE, NUMBERS
+from .submission import ASKED, FAILURE, FILE, NUMBERS, READY
 
 VERDICTS = ("OK", "WRONG", "KINK", "NOISY", "BLANK", "ERROR", "TIMEOUT", "MEMORY")
 PASSED = ("OK", "KINK", "NOISY")
@@ -133,7 +133,7 @@ def _answer(source: bytes, reference: Reference | None, function: str, limits: c
         inside = Path(os.path.realpath(folder.name))
         (inside / FILE).write_bytes(source)
         (inside / ASKED).write_bytes(pickle.dumps((function, limits.seconds + 30, reference.asked)))
-        verdict, reason = contain.run(["-P", "-c", START], str(inside), limits, stop)
+        verdict, reason = contain.run(["-P", "-c", START], str(inside), limits, stop, READY)
         answer: Any = Judgement(verdict, reason) if verdict else _result(inside, reference.length)
     finally:
         with suppress(RecursionError, OSError):  # folders as deep as a submission may have made them

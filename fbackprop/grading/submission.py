@@ -27,7 +27,7 @@ from ..verify.oracles import quick_jit
 from ..verify.subject import WrongStructure, cast, layer_subject
 from . import guard
 
-FILE, ASKED, NUMBERS, FAILURE = "submission.py", "asked", "numbers", "failure"
+FILE, ASKED, READY, NUMBERS, FAILURE = "submission.py", "asked", "ready", "numbers", "failure"
 PATH = os.path.abspath(FILE)  # of the submission, if this is its process
 
 
@@ -37,10 +37,11 @@ class Failed(Exception):
 
 def main() -> None:
     name, seconds, points = pickle.loads(Path(ASKED).read_bytes())
-    faulthandler.dump_traceback_later(seconds, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115, it stays open
     numbers, failure, dumps = Path(NUMBERS).absolute(), Path(FAILURE).absolute(), json.dumps
     with jax.enable_x64(True):
         jax.jit(lambda a: a + 1)(np.ones(2)).block_until_ready()  # what JAX reads and starts, it reads and starts now
+        faulthandler.dump_traceback_later(seconds, exit=True, file=open(os.devnull, "w"))  # noqa: SIM115, it stays open
+        Path(READY).touch()
         guard.close(str(Path.cwd()))
         try:
             numbers.write_bytes(answer(_layer(name), points))
