@@ -134,4 +134,4 @@ def _own(options: Options) -> dict[str, Any]:
     counts = {name: int(report.verdict == name.upper()) for name in ("ok", "wrong", "kink", "noisy")}
     worst = {} if report.worst is None else report.worst.summary
     return {"layers": 1, "cases": 1, **counts, "planted": 0, "caught": 0, "false_alarms": 0, "verdict": report.verdict,
-            "worst": worst}
+            "hint": report.hint, "worst": worst}

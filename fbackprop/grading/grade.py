@@ -172,7 +172,7 @@ def _graded(file: Path, exercise: str | None, judged: Judgement, seconds: float)
     worst = judged.worst
     return Grade(
         file=plain(file.name), exercise=exercise, verdict=judged.verdict,
-        reason=plain(judged.reason.replace(FILE, file.name)), hint="" if worst is None else worst.hint,
+        reason=plain(judged.reason.replace(FILE, file.name)), hint=judged.hint,
         worst={} if worst is None else worst.summary, seconds=round(seconds, 1))
 
 

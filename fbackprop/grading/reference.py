@@ -27,11 +27,12 @@ MORE = 2  # rows of the second batch beyond the first
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, its reason where it is not a finding, and the worst finding."""
+    """A verdict, its reason where it is not a finding, the worst finding and the nearest known mistake."""
 
     verdict: str
     reason: str = ""
     worst: Finding | None = None
+    hint: str = ""
 
 
 class Reference:
@@ -73,7 +74,8 @@ class Reference:
                                   for f in report.findings))
         reason = f"right for a batch of {self.rows[0]}, wrong for one of {self.rows[1]}" if number else ""
         whole = sum(found, Report(()))
-        return Judgement(whole.verdict, reason, report.worst if report.verdict == "WRONG" else whole.worst)
+        shown = report if report.verdict == "WRONG" else whole
+        return Judgement(whole.verdict, reason, shown.worst, shown.hint)
 
 
 class _Size:

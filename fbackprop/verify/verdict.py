@@ -72,6 +72,13 @@ class Report:
         """The most harmful finding; among equals the one nearest to its bound."""
         return max(self.findings, key=lambda f: (VERDICTS.index(f.verdict), f.error / f.bound if f.bound else 0), default=None)
 
+    @property
+    def hint(self) -> str:
+        """The worst finding's, or else that of another as harmful: a mistake may be known by another leaf."""
+        worst = self.worst
+        hints = [f.hint for f in (worst, *self.findings) if f is not None and f.hint and f.verdict == self.verdict]
+        return hints[0] if hints else ""
+
     def __add__(self, other: Report) -> Report:
         return Report(self.findings + other.findings)
 
