@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -207,6 +208,19 @@ def cwd(process):
         return process.cwd()
     except (psutil.Error, OSError):
         return None
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_all_of_them(folder):
+    (folder / "loops.py").write_text(before("while True: pass"))
+    command = [sys.executable, "-m", "fbackprop", "verify", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as run:
+        while not (below := psutil.Process(run.pid).children()):
+            time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(30) == 130
+        assert "Traceback" not in run.stderr.read()
+    assert not any(map(psutil.Process.is_running, below))
 
 
 # ---- no make, no fork, no call of one system alone
