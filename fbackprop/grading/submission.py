@@ -96,7 +96,7 @@ def _run(what: str, function: Any, *args: Any) -> Any:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame.lineno for frame in frames if frame.filename == PATH]
         number = own[-1] if own else getattr(error, "lineno", None)  # a SyntaxError has no frame
-        text = error.args[0] if isinstance(error, OSError) and len(error.args) == 1 else error  # shutil adds to the guard's words
+        text = error.args[0] if isinstance(error, OSError) and len(error.args) == 1 else error  # shutil adds to it
         said = error.msg if isinstance(error, SyntaxError) else (str(text).splitlines() or [""])[0][:300]
         if isinstance(error, NotImplementedError) and what == "backward" and own:
             raise Failed("BLANK", f"the backward is not written yet: {said}") from None
