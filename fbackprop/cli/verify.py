@@ -1,4 +1,4 @@
-"""fbackprop verify: every rule here by every oracle, or your own layer or network."""
+"""fbackprop verify: every rule here by every oracle, your own layer or network, or a folder of exercises."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -21,21 +22,39 @@ class Options:
     """Judge reverse rules by jax.vjp, dot products, central differences and the Taylor remainder."""
 
     model: Positional[str | None] = None
-    """mlp or mnist, or your own file.py:function returning (net, loss, batches), a Layer, or (Layer, x). None: all rules."""
+    """mlp or mnist; your own file.py:function returning (net, loss, batches), a Layer, or (Layer, x); a folder of exercises, or
+    one file.py, to be graded. None: all rules."""
     layer: str | None = None
     """Only this layer, or this family (a file of fbackprop/layers)."""
     draws: int = 3000
     """Points at which right rules may raise no false alarm."""
-    seed: int = 0
-    """Of the values drawn."""
+    seed: int | None = None
+    """Of the values drawn: 0; in grading a new one each time."""
+    exercise: str | None = None
+    """Grading: which exercise the files are, a name or a teacher's own file.py; else each says it: EXERCISE = "dense"."""
+    function: str = "layer"
+    """Grading: the function that returns the Layer or (Layer, x)."""
+    seconds: float = 60.0
+    """Grading: time for a file; the start of Python and JAX is not counted."""
+    memory: int = 2000
+    """Grading: megabytes for a file's process and all that it starts."""
+    jobs: int | None = None
+    """Grading: files at a time; None: as many as there are cores."""
     json: bool = False
     """The last line of stdout is one JSON object."""
 
 
 def run(argv: list[str]) -> int:
     options = parse(Options, "verify", argv)
-    if options.draws < 0 or options.seed < 0:
+    if options.draws < 0 or (options.seed or 0) < 0:
         raise Problem("draws and seed: expected whole numbers of at least 0")
+    if options.model is not None and (Path(options.model).is_dir() or options.model.endswith(".py")):
+        from .grading import graded
+
+        return graded(options)
+    for name in ("exercise", "function", "seconds", "memory", "jobs"):
+        if getattr(options, name) != getattr(Options, name):
+            raise Problem(f"--{name}: expected with a folder or a file.py to grade")
     counts = _table(options) if options.model is None else _own(options)
     if options.json:
         print(json.dumps({"verb": "verify", **counts}))
@@ -68,7 +87,7 @@ def _table(options: Options) -> dict[str, Any]:
             details.extend(f"missed: {name}" for name in result.missed)
             details.extend(f"false alarm: {finding}" for finding in result.alarms[:3])
 
-    counts = verify_table(cases, options.draws, options.seed, show)
+    counts = verify_table(cases, options.draws, options.seed or 0, show)
     console = screen()
     console.print(table)
     for line in details:
@@ -92,20 +111,21 @@ def _own(options: Options) -> dict[str, Any]:
     from ..verify.own import input_for
 
     assert options.model is not None
-    config = TrainConfig.of(model=options.model, seed=options.seed)
+    seed = options.seed or 0
+    config = TrainConfig.of(model=options.model, seed=seed)
     made = None if options.model in PRESETS else call(options.model)
     try:
         if isinstance(made, Layer):
-            report = check_layer(made, input_for(made), seed=options.seed)
+            report = check_layer(made, input_for(made), seed=seed)
         elif isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Layer):
-            report = check_layer(*made, seed=options.seed)
+            report = check_layer(*made, seed=seed)
         else:
             import jax
 
             task = load_task(config, made)
-            batch = task.batches(options.seed, 0)
-            params = task.net.init(jax.random.key(options.seed), batch if task.loss is None else batch[0])
-            report = check_network(task.net, task.loss, params, batch, seed=options.seed)
+            batch = task.batches(seed, 0)
+            params = task.net.init(jax.random.key(seed), batch if task.loss is None else batch[0])
+            report = check_network(task.net, task.loss, params, batch, seed=seed)
     except (TypeError, ValueError) as error:
         raise Problem(f"{options.model}: {error}") from error
     except NotImplementedError as error:
@@ -113,4 +133,5 @@ def _own(options: Options) -> dict[str, Any]:
     print(report)
     counts = {name: int(report.verdict == name.upper()) for name in ("ok", "wrong", "kink", "noisy")}
     worst = {} if report.worst is None else report.worst.summary
-    return {"layers": 1, "cases": 1, **counts, "planted": 0, "caught": 0, "false_alarms": 0, "worst": worst}
+    return {"layers": 1, "cases": 1, **counts, "planted": 0, "caught": 0, "false_alarms": 0, "verdict": report.verdict,
+            "hint": report.hint, "worst": worst}

@@ -104,15 +104,21 @@ def planted_results(layer: Layer, params: Tree, x: Any, leaves: Sequence[Leaf]) 
 
 def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) -> dict[str, str]:
     """For each leaf whose wrong gradient equals that of a known mistake: its name. The right rule is made by jax.vjp."""
-    right = replace(from_function(lambda params, x: layer.forward(params, x)[0]), name=layer.name)
     subject, theta, fixed = layer_subject(layer, params, x)
     dy = rng.standard_normal(jax.eval_shape(subject.f, theta, fixed).size)
     try:
         got = np.asarray(subject.rule(theta, fixed, dy))
-        wrongs = planted_results(right, params, x, subject.leaves)(theta, fixed, dy)
-        rights = np.asarray(layer_subject(right, params, x)[0].rule(theta, fixed, dy))
+        return named_mistakes(layer, params, x, theta, fixed, dy, got)
     except (WrongStructure, TypeError, ValueError):
         return {}
+
+
+def named_mistakes(layer: Layer, params: Tree, x: Any, theta: Any, fixed: Any, dy: Any, got: np.ndarray) -> dict[str, str]:
+    """The same of a gradient that is there already. Nothing but the forward of `layer` is run."""
+    right = replace(from_function(lambda params, x: layer.forward(params, x)[0]), name=layer.name)
+    subject = layer_subject(right, params, x)[0]
+    wrongs = planted_results(right, params, x, subject.leaves)(theta, fixed, dy)
+    rights = np.asarray(subject.rule(theta, fixed, dy))
     hints: dict[str, str] = {}
     for name, wrong in wrongs.items():
         for leaf in subject.leaves:

@@ -46,7 +46,7 @@ class Finding:
     def summary(self) -> dict[str, Any]:
         """The finding in a few JSON fields."""
         return {"verdict": self.verdict, "layer": self.layer, "leaf": self.leaf, "oracle": self.oracle, "dtype": self.dtype,
-                "error": self.error, "bound": self.bound}
+                "error": self.error, "bound": self.bound, "hint": self.hint}
 
     def __str__(self) -> str:
         where = "" if self.index is None else f"[{', '.join(map(str, self.index))}]"
@@ -71,6 +71,13 @@ class Report:
     def worst(self) -> Finding | None:
         """The most harmful finding; among equals the one nearest to its bound."""
         return max(self.findings, key=lambda f: (VERDICTS.index(f.verdict), f.error / f.bound if f.bound else 0), default=None)
+
+    @property
+    def hint(self) -> str:
+        """The worst finding's, or else that of another as harmful: a mistake may be known by another leaf."""
+        worst = self.worst
+        hints = [f.hint for f in (worst, *self.findings) if f is not None and f.hint and f.verdict == self.verdict]
+        return hints[0] if hints else ""
 
     def __add__(self, other: Report) -> Report:
         return Report(self.findings + other.findings)
