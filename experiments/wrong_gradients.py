@@ -6,10 +6,10 @@ Expected  each of six wrong rules learns real digits to within 1.5 points of the
           digits is good to 0.7 points); the checker calls each WRONG, names the layer and the mistake
 Time      about 60 s on two cores; --quick, one wrong rule on a small net, 5 s
 
-Four dense layers on 4000 digits of 14 x 14 pixels, 15 epochs of Adam at 0.002 down a cosine. The six runs differ from the right
-one in one rule of one layer; weights and batches are the same. The mistakes are those people make: a factor, a batch that is not
-summed, a wrong derivative, an index that is off by one, a missing transpose. Where a mistake sits matters: Adam forgives a
-factor altogether, and a wrong derivative in a net of one hidden layer costs two points or more.
+Four dense layers on 4000 digits of 14 x 14 pixels, 15 epochs of Adam at 0.002 down a cosine. Each of the six runs differs from
+the right one in one rule of one layer; weights and batches are the same. The mistakes are those people make: a factor, a batch
+that is not summed, a wrong derivative, an index that is off by one, a missing transpose. Where a mistake sits matters: Adam
+forgives a factor altogether, and a wrong derivative in a net of one hidden layer costs two points or more.
 The checker sees the weights of the start and 8 digits. The figure: curves that say nothing, a check that says it all. On a log
 axis the worst of them end at four times the loss of the right rule; who has no right rule beside the wrong one cannot see that.
 """
