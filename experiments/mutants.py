@@ -1,77 +1,75 @@
 """Does the checker catch a backward rule with one equation of its jaxpr changed?
 
-Command   python experiments/mutants.py [--count 24] [--seed 0] [--quick] [--json FILE]
+Rows      G2 G3
+Command   python experiments/mutants.py [--count 24] [--every 1] [--seed N] [--quick] [--out DIR]
 Expected  of over 2,000 mutants that change a gradient at least 99 % are called WRONG; every survivor is printed with its reason
-Time      about 7 minutes on one core; --quick, every eleventh case, under 60 s
+Time      about 7 minutes on one core; --every 11 under 60 s; --quick, every 60th case and 6 mutants each, 6 s
 
 Every case of the table gives up to `count` mutants, of every kind in turn: another primitive, a sign, a constant, an axis, a
 dropped term, another order, off by one. stillborn: raises, or another shape. equivalent: changes nothing at three points.
-Cases of an empty batch are left out: there is nothing to change. Exit code 1 when the expected result does not come out.
+Cases of an empty batch are left out: there is nothing to change. Figure: what became of the mutants of each kind.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from collections import Counter, defaultdict
 
-import jax
+from lab import Lab, main
 
 from fbackprop.verify.cases import CASES
-from fbackprop.verify.mutants import Outcome, try_mutants
+from fbackprop.verify.mutants import try_mutants
 from fbackprop.verify.mutations import KINDS
 
 COLUMNS = ("mutants", "stillborn", "equivalent", "caught", "survivor")
+COLORS = ("#dddddd", "#9ecae1", "#0072B2", "#D55E00")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=24, help="mutants per case at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="every eleventh case")
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--count", type=int, default=24, help="mutants per case at most: %(default)s")
+    parser.add_argument("--every", type=int, default=1, help="every n-th case: %(default)s")
 
-    began, outcomes = time.perf_counter(), []
-    cases = [case for case in CASES if "empty" not in case.note]
-    for case in cases[:: 11 if options.quick else 1]:
-        outcomes += try_mutants(case, options.count, options.seed)
+
+def experiment(lab: Lab) -> None:
+    cases = [case for case in CASES if "empty" not in case.note][:: lab.pick(lab.options.every, 60)]
+    outcomes = [outcome for case in cases for outcome in try_mutants(case, lab.pick(lab.options.count, 6), lab.seed)]
     by_family, by_kind = defaultdict(Counter), defaultdict(Counter)
     for outcome in outcomes:
         for counts in (by_family[outcome.case.family], by_kind[outcome.mutant.mutation.kind]):
             counts.update(("mutants", outcome.fate))
-    table("family", by_family)
-    table("kind", {kind: by_kind[kind] for kind in KINDS})
+    for what, counted in (("family", by_family), ("kind", {kind: by_kind[kind] for kind in KINDS})):
+        lab.table((what, *COLUMNS), [(name, *(counts[column] for column in COLUMNS)) for name, counts in counted.items()], what)
     for outcome in outcomes:
         if outcome.fate == "survivor":
             print(f"survivor: {outcome}")
-    result = summary(outcomes) | {"seconds": round(time.perf_counter() - began), "jax": jax.__version__}
-    print(json.dumps(result))
-    if options.json:
-        with open(options.json, "w") as file:
-            kept = {fate: [str(o) for o in outcomes if o.fate == fate] for fate in ("survivor", "equivalent", "stillborn")}
-            json.dump({**result, "families": by_family, "kinds": by_kind, "lists": kept}, file, indent=2)
-    return 0 if result["rate"] >= 0.99 and not result["unexplained"] else 1
 
-
-def summary(outcomes: list[Outcome]) -> dict:
     fates = Counter(outcome.fate for outcome in outcomes)
     changing = fates["caught"] + fates["survivor"]
-    return {
-        "mutants": len(outcomes), **{name: fates[name] for name in COLUMNS[1:]},
-        "at_first_point": sum(outcome.fate == "caught" and outcome.points == 1 for outcome in outcomes),
-        "unexplained": sum(outcome.fate == "survivor" and not outcome.reason for outcome in outcomes),
-        "rate": round(fates["caught"] / changing, 5) if changing else 0.0}
+    unexplained = [str(outcome) for outcome in outcomes if outcome.fate == "survivor" and not outcome.reason]
+    first = sum(outcome.fate == "caught" and outcome.points == 1 for outcome in outcomes)
+    lists = {fate: [str(o) for o in outcomes if o.fate == fate] for fate in ("survivor", "equivalent", "stillborn")}
+    lab.keep(mutants=len(outcomes), fates=fates, at_first_point=first, lists=lists)
+    lab.expect("share caught of those that change a gradient, and how many", (fates["caught"] / max(changing, 1), changing),
+               changing > 0 and fates["caught"] >= 0.99 * changing)
+    lab.expect("survivors without a reason", len(unexplained), not unexplained)
+    draw(lab, by_kind)
 
 
-def table(what: str, rows: dict[str, Counter]) -> None:
-    print(f"{what:14}" + "".join(f"{column:>12}" for column in COLUMNS))
-    for name, counts in rows.items():
-        print(f"{name:14}" + "".join(f"{counts[column]:12}" for column in COLUMNS))
-    print()
+def draw(lab: Lab, by_kind: dict[str, Counter]) -> None:
+    figure = lab.figure()
+    if figure is None:
+        return
+    ax, left = figure.axes[0], [0] * len(KINDS)
+    for fate, color in zip(COLUMNS[1:], COLORS):
+        counts = [by_kind[kind][fate] for kind in KINDS]
+        ax.barh(KINDS, counts, left=left, color=color, label=fate)
+        left = [a + b for a, b in zip(left, counts)]
+    ax.invert_yaxis()
+    ax.set_xlabel("mutants")
+    ax.set_title("What changes a gradient is caught")
+    ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(experiment, add_options=add_options))

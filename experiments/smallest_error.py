@@ -1,18 +1,18 @@
 """How small an error of a backward rule does the checker see, in each dtype?
 
-Command   python experiments/smallest_error.py [--every 1] [--seed 0] [--json FILE]
+Rows      G3
+Command   python experiments/smallest_error.py [--every 1] [--seed N] [--quick] [--out DIR]
 Expected  one leaf multiplied by 1 + e is called WRONG: in float64 for every e of 1e-8 and more, whatever the leaf
-Time      about 8 minutes on one core; --every 11 under 60 s
+Time      about 8 minutes on one core; --every 11 under 60 s; --quick, every 80th case, 6 s
 
 For every leaf of every case with the verdict OK: e is searched between 1e-16 and 1 by halving the range of its exponent. A
-leaf no larger than its own noise (a bias in front of a batch mean) or all zeros has no error to see and is left out. Exit
-code 1 when the expected result does not come out.
+leaf no larger than its own noise (a bias in front of a batch mean) or all zeros has no error to see and is left out. Figure:
+the smallest error seen of all leaves, in order, for each dtype.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,6 +20,7 @@ from functools import partial
 import jax
 import ml_dtypes
 import numpy as np
+from lab import Lab, main
 
 from fbackprop.verify.cases import CASES, Case
 from fbackprop.verify.check import draw_params
@@ -31,31 +32,39 @@ from fbackprop.verify.verdict import SAFETY, judge, judge_narrow, judge_single
 NARROW = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=1, help="every n-th case")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", metavar="FILE")
-    options = parser.parse_args()
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--every", type=int, default=1, help="every n-th case: %(default)s")
 
-    cases = [case for case in CASES if case.verdict == "OK" and "empty" not in case.note][:: options.every]
+
+def experiment(lab: Lab) -> None:
+    cases = [case for case in CASES if case.verdict == "OK" and "empty" not in case.note][:: lab.pick(lab.options.every, 80)]
     found: dict[str, list[tuple[float, str]]] = {dtype: [] for dtype in ALL_DTYPES}
     with jax.enable_x64(True), np.errstate(all="ignore"):
         for case in cases:
-            for dtype, leaf, error in smallest(case, options.seed):
+            for dtype, leaf, error in smallest(case, lab.seed):
                 found[dtype].append((error, f"{case.name} {leaf}"))
-    print(f"{'dtype':10}{'leaves':>8}{'best':>10}{'median':>10}{'worst':>10}")
-    result = {}
+    rows = []
     for dtype, errors in found.items():
-        values, worst = [error for error, _ in errors], max(errors)
-        row = {"best": min(values), "median": float(np.median(values)), "worst": worst[0]}
-        print(f"{dtype:10}{len(errors):8}" + "".join(f"{value:10.1e}" for value in row.values()), worst[1], sep="  ")
-        result[dtype] = {"leaves": len(errors), **{name: float(f"{value:.2g}") for name, value in row.items()}}
-    print(json.dumps({"cases": len(cases), **result, "jax": jax.__version__}))
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(found, file, indent=1)
-    return 0 if result["float64"]["worst"] <= 1e-8 else 1
+        values, (worst, leaf) = [error for error, _ in errors], max(errors)
+        rows.append((dtype, len(errors), min(values), float(np.median(values)), worst, leaf))
+    lab.table(("dtype", "leaves", "best", "median", "worst", "worst leaf"), rows, "dtypes")
+    lab.keep(cases=len(cases), found=found)
+    worst = max(found["float64"])[0]
+    lab.expect("in float64 the smallest error seen, of the worst leaf", worst, worst <= 1e-8)
+    draw(lab, found)
+
+
+def draw(lab: Lab, found: dict[str, list[tuple[float, str]]]) -> None:
+    figure = lab.figure()
+    if figure is None:
+        return
+    ax = figure.axes[0]
+    for dtype, errors in found.items():
+        ax.semilogy(np.linspace(0, 100, len(errors)), sorted(error for error, _ in errors), ".-", label=dtype)
+    ax.set_xlabel("leaves, in order (%)")
+    ax.set_ylabel("smallest relative error called WRONG")
+    ax.set_title("How small an error of one leaf is seen")
+    ax.legend(frameon=False)
 
 
 def smallest(case: Case, seed: int) -> Iterator[tuple[str, str, float]]:
@@ -105,4 +114,4 @@ def bisected(seen: Callable[[float], bool]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(experiment, add_options=add_options))

@@ -28,7 +28,7 @@ def load(name):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_experiment_gives_its_expected_result(path, tmp_path, capsys):
     module, lab = load(path.stem), load("lab")
-    code = module.main(module.experiment, ["--quick", "--out", str(tmp_path)])
+    code = module.main(module.experiment, ["--quick", "--out", str(tmp_path)], getattr(module, "add_options", None))
     said = capsys.readouterr().out
     assert code == 0, said
     result = json.loads((tmp_path / f"{path.stem}-seed0-quick.json").read_text())
