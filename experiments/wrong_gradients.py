@@ -185,7 +185,7 @@ def draw(lab: Lab, runs: list[Run]) -> None:
                         fontweight="bold", color=color)
         if r.bug:
             hint = r.report.worst.hint.removeprefix("Nearest known mistake: ").partition(":")[0]
-            errors.annotate(f"layer {r.bug.where}: {hint}", (1.5e-17, row), xytext=(0, 4), textcoords="offset points",
+            errors.annotate(f"layer {r.bug.where}: {hint}", (1.5e-17, row), xytext=(0, 9), textcoords="offset points",
                             fontsize=8.5)
     for at, words, side, shift in ((1e-7, "below: gradients match", "right", -5), (1e-3, "above: a bug", "left", 5)):
         errors.axvline(at, color="#777777", linewidth=1, linestyle="--", zorder=0)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -260,3 +263,12 @@ def test_a_monitor_put_together_again_says_the_same():
         after = [again.step(k, loss, layers(k)) for k, loss in enumerate(losses[at:], at + 1)]
         assert before + after == said
     assert sum(map(len, said)) >= 3
+
+
+@pytest.mark.slow
+def test_judged_on_the_sick_and_healthy_runs_of_two_nets(tmp_path):
+    """The whole is run by hand."""
+    program = Path(__file__).parent.parent / "experiments" / "alerts.py"
+    nets = ["--net", "tanh", "--net", "deep relu"]
+    done = subprocess.run([sys.executable, program, *nets, "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

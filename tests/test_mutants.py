@@ -1,5 +1,8 @@
 """The mutator changes what it says it changes, and the checker catches it: on rules small enough to know every mutant."""
 
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -119,3 +122,11 @@ def test_a_tie_may_be_shared_in_any_way_but_not_lost_or_counted_twice(share, ver
 def test_a_rule_that_is_wrong_already_is_refused():
     with pytest.raises(ValueError, match="called WRONG"):
         outcomes(by_hand(lambda x, dy: dy * 2 * x**2))
+
+
+@pytest.mark.slow
+def test_the_checker_catches_99_of_100_mutants(tmp_path):
+    """Of every eleventh case; the whole is run by hand."""
+    script = Path(__file__).parents[1] / "experiments" / "mutants.py"
+    done = subprocess.run([sys.executable, script, "--every", "11", "--out", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
