@@ -45,5 +45,5 @@ def test_a_chapter_opens_as_a_notebook_with_the_same_code(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_links_of_a_page_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#\s]+\.(?:md|py|txt))\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#\s]+\.(?:md|py|txt|png|cff))\)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), target
