@@ -16,7 +16,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
+from typing import Any
 
+import jax
 from alert_runs import HEALTHY, NETS, SICK, Run, records
 from lab import Lab, main
 
@@ -34,15 +36,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def experiment(lab: Lab) -> None:
     nets = lab.options.net or NETS
     runs, rows = lab.pick([run for run in [*SICK, *HEALTHY] if run.net in nets], quick()), []
-    for run in runs:
-        for seed in range(first := UNSEEN + lab.seed, first + (1 if run.sick or lab.quick else 2)):
-            said = judge(run, seed)
-            rows.append({"sick": run.sick, "net": run.net, "optimizer": run.optimizer, "rate": run.rate, "why": run.why,
-                         "seed": seed, "alerts": said})
-            wrong = run.sick not in [kind for _, kind in said] if run.sick else bool(said)
-            if wrong:
-                heard = ", ".join(f"{kind} at {step}" for step, kind in said) or "nothing said"
-                print(f"{run.sick or 'healthy'}: {run.net}, {run.optimizer} {run.rate:g}, {run.why}, seed {seed}: {heard}")
+    jax.config.update("jax_disable_most_optimizations", True)  # the programs are small and many: compiling is most of the time
+    try:
+        for run in runs:
+            first = UNSEEN + lab.seed
+            rows += [judged(run, seed) for seed in range(first, first + (1 if run.sick or lab.quick else 2))]
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
     kinds = summed(rows)
     lab.table(("what is wrong", "runs", "named", "named first", "other kinds named"), kinds, "kinds")
     sick, named, first = (sum(row[i] for row in kinds) for i in (1, 2, 3))
@@ -59,14 +59,19 @@ def quick() -> list[Run]:
     return [*first.values(), *[run for run in HEALTHY if run.net in QUICK and run.optimizer != "momentum" and run.batch == 64]]
 
 
-def judge(run: Run, seed: int) -> list[tuple[int, str]]:
-    """(step, kind) of every alert, in order."""
+def judged(run: Run, seed: int) -> dict[str, Any]:
+    """The run with (step, kind) of every alert, in order; what is otherwise than expected is printed."""
     monitor, alerts = Monitor(), []
     for number, loss, layers, seen in records(run, seed):
         if seen is not None:
             alerts += monitor.probe(number, seen)
         alerts += monitor.step(number, loss, layers)
-    return [(alert.step, alert.kind) for alert in alerts if not alert.ended]
+    said = [(alert.step, alert.kind) for alert in alerts if not alert.ended]
+    if run.sick not in [kind for _, kind in said] if run.sick else said:
+        heard = ", ".join(f"{kind} at {step}" for step, kind in said) or "nothing said"
+        print(f"{run.sick or 'healthy'}: {run.net}, {run.optimizer} {run.rate:g}, {run.why}, seed {seed}: {heard}")
+    return {"sick": run.sick, "net": run.net, "optimizer": run.optimizer, "rate": run.rate, "why": run.why, "seed": seed,
+            "alerts": said}
 
 
 def summed(rows: list[dict]) -> list[tuple]:
