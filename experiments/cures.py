@@ -4,7 +4,7 @@ Rows      P5
 Command   python experiments/cures.py [--seed N] [--quick] [--out DIR]
 Expected  six sick starts name at most half of the test digits right; each of eleven cures, alone, on the same seed and with
           everything else as it was, adds at least 30 points
-Time      about 40 s on two cores; --quick, one sick start and its cure, 4 s
+Time      about 60 s on two cores; --quick, one sick start and its cure, 4 s
 
 Digits of 14 x 14 pixels, 400 steps of 50. Vanishing: eight sigmoid layers; six relu or tanh layers at a tenth of He's or
 Xavier's weights. Exploding: four relu layers at 1.3 times He's weights, squared error, rate 3. Dead: biases at -3. Slow: plain
@@ -158,7 +158,7 @@ def draw(lab: Lab, rows: list[list[Any]]) -> None:
     ax, problems = figure.axes[0], list(dict.fromkeys(row[0] for row in rows))
     at, ticks = 0.0, []
     for problem in problems:
-        ax.annotate(problem, (0, at), xytext=(4, 0), textcoords="offset points", va="center", fontweight="bold", fontsize=9)
+        ax.annotate(problem, (10, at), xytext=(6, 0), textcoords="offset points", va="center", fontweight="bold", fontsize=9)
         for _, cure, before, after in [row for row in rows if row[0] == problem]:
             at += 1
             ticks.append((at, cure))

@@ -4,7 +4,7 @@ Rows      P7
 Command   python experiments/dead_relu.py [--seed N] [--quick] [--out DIR]
 Expected  30 steps at a rate too high leave over a third of 256 units at zero for every one of 4000 digits; with relu, 600
           steps at a good rate revive none; with leaky relu on the same weights most of them come back to life
-Time      about 8 s on two cores; --quick 5 s
+Time      about 12 s on two cores; --quick 5 s
 
 One hidden layer of 256 units on real digits of 14 x 14 pixels. A unit is dead when its relu is 0 for all 4000 training digits:
 then its weights get no gradient from any of them. Counted by the relu net's probe in both arms, so a unit of the leaky

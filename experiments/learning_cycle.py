@@ -4,7 +4,7 @@ Rows      C1
 Command   python experiments/learning_cycle.py [--seed N] [--quick] [--out DIR]
 Expected  forward, loss and backward leave every weight as it is, to the bit; the optimizer alone moves them, by exactly what
           optax made of the gradients; each update lowers the loss of its own mini-batch; the next mini-batch has other digits
-Time      about 5 s on two cores; --quick 4 s
+Time      about 8 s on two cores; --quick 4 s
 
 One hidden layer on real digits, batches of 50, plain gradient descent at rate 0.1, each step taken by itself: net.forward, then
 loss.forward, then the two backwards, then the optimizer. The same gradients given to Adam make another update, so the update is
