@@ -185,13 +185,8 @@ def draw(lab: Lab, runs: list[Run]) -> None:
                         fontweight="bold", color=color)
         if r.bug:
             hint = r.report.worst.hint.removeprefix("Nearest known mistake: ").partition(":")[0]
-<<<<<<< HEAD
-            errors.annotate(f"layer {r.bug.where}: {hint}", (1.5e-17, row), xytext=(0, 9), textcoords="offset points",
-                            fontsize=8.5)
-=======
             errors.annotate(f"layer {r.bug.where}: {hint}", (1.5e-17, row), xytext=(0, 4), textcoords="offset points",
                             fontsize=8.5, bbox={"facecolor": "white", "linewidth": 0, "pad": 0.8})
->>>>>>> h5a
     for at, words, side, shift in ((1e-7, "below: gradients match", "right", -5), (1e-3, "above: a bug", "left", 5)):
         errors.axvline(at, color="#777777", linewidth=1, linestyle="--", zorder=0)
         errors.annotate(words, (at, 1), xycoords=("data", "axes fraction"), xytext=(shift, -4), textcoords="offset points",
