@@ -373,3 +373,21 @@ def test_a_preset_gives_way_to_what_is_asked_for():
     asked = TrainConfig.of(model="gpt", epochs=1, batch_size=8)
     assert (asked.steps, asked.epochs, asked.batch_size, asked.lr) == (None, 1, 8, 3e-3)
     assert TrainConfig.of(model="mine.py:f", lr=None) == TrainConfig("mine.py:f")
+
+
+def test_training_with_a_wrong_rule_says_so_and_what_to_run(capsys):
+    wrong = GOOD.replace("tanh()", "replace(tanh(), backward=lambda params, y, dy: ((), dy))")
+    write(wrong.replace("import numpy", "from dataclasses import replace\nimport numpy"))
+    assert main(["train", "mine.py:function", "--steps", "5"]) == 0
+    assert "above the bound: a backward rule is wrong, or meant to be another one. fbackprop verify mine.py:function" in (
+        capsys.readouterr().err)
+    assert main(["train", "mine.py:function", "--steps", "5", "--backward", "auto"]) == 0
+
+
+def test_a_structure_that_is_another_one_is_told_without_numbers(capsys):
+    write("from dataclasses import replace\nfrom fbackprop import dense\n"
+          "def layer():\n    return replace(dense(5), backward=lambda params, x, dy: dy)\n")
+    assert main(["verify", "mine.py:layer"]) == 1
+    said = capsys.readouterr().out
+    assert "expected 0, got 0" not in said
+    assert "WRONG: the structure is another one" in said

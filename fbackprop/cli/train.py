@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import asdict, dataclass, fields
 
@@ -15,6 +16,7 @@ from .bar import Bar
 from .options import parse, screen
 from .signals import between_steps
 
+BOUND = 1e-5  # of a gradient's difference from jax.grad's, in float32
 MANY = 6  # layers whose gradient norms fit in a line
 
 
@@ -85,8 +87,11 @@ def run(argv: list[str]) -> int:
     good = (f"accuracy {last.test_accuracy:.4f}" if last.test_accuracy is not None else
             f"rmse {last.test_rmse:.4g}" if last.test_rmse is not None else f"loss {last.test_loss:.4g}")
     beside = "".join(f" ({name.replace('_', ' ')} {value:.4g})" for name, value in task.baseline.items())
-    console.print(f"\ntest {good}{beside} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} (bound 1e-05)\n"
-                  f"{directory}")
+    console.print(f"\ntest {good}{beside} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} "
+                  f"(bound {BOUND:.0e})\n{directory}")
+    if error > BOUND:
+        again = f"fbackprop verify {options.model}" if ":" in options.model else "fbackprop verify"
+        print(f"above the bound: a backward rule is wrong, or meant to be another one. {again} says which", file=sys.stderr)
     if options.json:
         print(json.dumps(plain(result), allow_nan=False))
     return 0

@@ -50,6 +50,8 @@ class Finding:
 
     def __str__(self) -> str:
         where = "" if self.index is None else f"[{', '.join(map(str, self.index))}]"
+        if self.oracle == "structure":  # nothing could be compared
+            return f"{self.verdict:5} {self.layer}  {self.hint}"
         text = f"{self.verdict:5} {self.layer}  {self.leaf}{where}  {self.oracle} {self.dtype}"
         if self.verdict != "OK":
             text += f": expected {self.expected:.6g}, got {self.got:.6g}"
@@ -85,8 +87,9 @@ class Report:
     def __str__(self) -> str:
         bad = [str(finding) for finding in self.findings if finding.verdict != "OK"]
         leaves = {(finding.layer, finding.leaf) for finding in self.findings}
-        dtypes = ", ".join(dict.fromkeys(finding.dtype for finding in self.findings))
-        return "\n".join([*bad, f"{self.verdict}: {len(leaves)} leaves in {dtypes}, {len(bad)} findings"])
+        dtypes = ", ".join(dict.fromkeys(finding.dtype for finding in self.findings if finding.dtype))
+        looked = f"{len(leaves)} leaves in {dtypes}, {len(bad)} findings" if dtypes else "the structure is another one"
+        return "\n".join([*bad, f"{self.verdict}: {looked}"])
 
 
 def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
