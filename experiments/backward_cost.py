@@ -3,8 +3,8 @@
 Rows      K1
 Command   python experiments/backward_cost.py [--seed N] [--quick] [--out DIR]
 Expected  counted, the rules of a net's layers cost 1.8 to 2.3 times their forwards in every model (attention makes its scores
-          again), a dense layer's exactly once for dx and once for dw; measured, loss and gradients take about three times the loss
-          alone: 2 to 4 times in the geometric mean over the models
+          again), a dense layer's exactly once for dx and once for dw; measured, loss and gradients take about three times the
+          loss alone: 2 to 4 times in the geometric mean over the models
 Time      about 90 s on two cores; --quick 5 s
 
 FLOPs are counted in the jaxpr, layer by layer: forward, dx alone, dparams alone. The chain as a whole costs less than the sum
