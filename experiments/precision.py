@@ -4,7 +4,7 @@ Rows      C4
 Command   python experiments/precision.py [--seed N] [--quick] [--out DIR]
 Expected  against float64 every layer's gradient is off by at most 1e-5 in float32, .03 in bfloat16, .005 in float16; half the
           bytes are kept for the backward pass. Behind twelve sigmoids float16 loses nine tenths and more of the first layer's
-          gradient to zero, and a loss scaled by 2^15 keeps all but a thousandth. Digits are learned in each as in float32:
+          gradient to zero, and a loss scaled by 2^15 keeps all but a hundredth. Digits are learned in each as in float32:
           last loss within a tenth, accuracy within 1.5 points
 Time      about 25 s on two cores; --quick 5 s
 
@@ -126,7 +126,7 @@ def experiment(lab: Lab) -> None:
     lab.expect("float16: share of the first layer's gradient that is 0, at least .9", zeros["float16"][0],
                zeros["float16"][0] >= 0.9)
     for way in ("float16, scaled", "bfloat16"):
-        lab.expect(f"{way}: at most .001", zeros[way][0], zeros[way][0] <= 0.001)
+        lab.expect(f"{way}: at most .01", zeros[way][0], zeros[way][0] <= 0.01)
     again = far(found["float16, scaled"], true)[0]
     lab.expect("float16, scaled: its error is at most .02", again, again <= 0.02)
 
