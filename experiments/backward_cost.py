@@ -23,8 +23,7 @@ import numpy as np
 from lab import Lab, main
 
 from fbackprop import convnet, count_flops, data, gpt, lstm_classifier, mlp, resnet, softmax_cross_entropy, value_and_grad
-from fbackprop.explain.compare import calls, take_turns, value_of
-from fbackprop.layer import split
+from fbackprop.explain.compare import calls, flops_of, take_turns, value_of
 
 Work = tuple[Any, Any, Any]  # net, loss, batch
 
@@ -45,26 +44,12 @@ def works(lab: Lab) -> dict[str, Work]:
     return found
 
 
-def counted(net: Any, loss: Any, params: Any, batch: Any) -> list[tuple[str, int, int, int]]:
-    """(layer, forward, dx, dparams) in FLOPs of every layer."""
-    rows = []
-    for path, call in calls(net, loss, params, batch).items():
-        given = call.params, call.x
-        _, kept = jax.eval_shape(call.layer.forward, *given)
-        back = call.layer.backward
-        flops = (count_flops(lambda *a, f=call.layer.forward: f(*a)[0], *given),
-                 count_flops(lambda *a, b=back: b(*a)[1], call.params, kept, call.dy),
-                 count_flops(lambda *a, b=back: split(b(*a)[0])[0], call.params, kept, call.dy))
-        rows.append((f"{path} {call.layer.name}", *(call.runs * each for each in flops)))
-    return rows
-
-
 def experiment(lab: Lab) -> None:
     summary, bars = [], {}
     for name, (net, loss, batch) in works(lab).items():
         batch = jax.tree.map(jax.numpy.asarray, batch)
         params = net.init(jax.random.key(lab.seed), batch if loss is None else batch[0])
-        rows = counted(net, loss, params, batch)
+        rows = [(f"{path} {call.layer.name}", *flops_of(call)) for path, call in calls(net, loss, params, batch).items()]
         print(f"{name}: FLOPs by layer")
         lab.table(("layer", "forward", "dx", "dparams", "backward / forward"),
                   [(*row, (row[2] + row[3]) / row[1] if row[1] else float("nan")) for row in rows], name)

@@ -48,6 +48,12 @@ def test_an_experiment_stands_in_the_rows_it_names(path):
         assert path.name in table()[0][row][3], row
 
 
+def test_every_experiment_stands_on_the_page_of_experiments():
+    there = {path.stem for path in (DOCS.parent / "experiments").glob("*.py") if "\ndef experiment(" in path.read_text("utf-8")}
+    page = (DOCS / "experiments.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| \[(\w+)\]\(\.\./experiments/", page, re.M)) == there
+
+
 def spelled(match):
     """W1 to W9 -> W1 W2 ... W9."""
     letter, first, last = match.groups()

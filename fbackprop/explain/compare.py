@@ -138,12 +138,18 @@ def of_layer(row: Row, auto_kept: int, call: Call, rounds: int) -> LayerCost:
     error = relative(manual(*given)[1:], auto(*given)[1:])
     spent = take_turns({"forward": lambda: forward(*given[:2]), "manual": lambda: manual(*given), "auto": lambda: auto(*given)},
                        rounds)
-    _, residuals = jax.eval_shape(call.layer.forward, *given[:2])
-    flops = (count_flops(predict(call.layer), *given[:2]),
-             count_flops(lambda *args: call.layer.backward(*args)[1], call.params, residuals, call.dy),
-             count_flops(lambda *args: split(call.layer.backward(*args)[0])[0], call.params, residuals, call.dy))
-    return LayerCost(row.path, row.layer, row.output, call.runs, error, row.kept_bytes, auto_kept,
-                     *(call.runs * count for count in flops), *(call.runs * float(np.median(ms)) for ms in spent.values()))
+    return LayerCost(row.path, row.layer, row.output, call.runs, error, row.kept_bytes, auto_kept, *flops_of(call),
+                     *(call.runs * float(np.median(ms)) for ms in spent.values()))
+
+
+def flops_of(call: Call) -> tuple[int, int, int]:
+    """(forward, dx alone, dparams alone) of all runs of a layer."""
+    _, residuals = jax.eval_shape(call.layer.forward, call.params, call.x)
+    back, given = call.layer.backward, (call.params, residuals, call.dy)
+    flops = (count_flops(predict(call.layer), call.params, call.x), count_flops(lambda *args: back(*args)[1], *given),
+             count_flops(lambda *args: split(back(*args)[0])[0], *given))
+    forward, dx, dparams = (call.runs * each for each in flops)
+    return forward, dx, dparams
 
 
 def there_and_back(layer: Layer) -> Callable[..., Any]:
