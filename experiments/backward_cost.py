@@ -9,7 +9,7 @@ Time      about 90 s on two cores; --quick 5 s
 
 FLOPs are counted in the jaxpr, layer by layer: forward, dx alone, dparams alone. The chain as a whole costs less than the sum
 of its layers where the first layer's dx is nobody's. Time is that of the jitted loss against jitted loss and gradients; single
-models lie between 2.2 and 4.8, for on a CPU a convolution's dw is slower than its forward, and a loss alone stores nothing.
+models lie between 2 and 5, for on a CPU a convolution's dw is slower than its forward, and a loss alone stores nothing.
 """
 
 from __future__ import annotations
