@@ -1,6 +1,9 @@
 """Every block of Python in README and docs/ runs as it stands."""
 
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -34,6 +37,20 @@ def test_the_code_of_a_page_runs(page):
             example.evaluate()
     finally:
         jax.config.update("jax_enable_x64", x64)  # a page may work in float64
+
+
+COMMANDS = [page for page in PAGES if "```sh\n" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", COMMANDS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_commands_of_a_page_run(page, tmp_path):
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for line in block.splitlines():
+            program, *words = shlex.split(line, comments=True)
+            assert program == "fbackprop", line
+            done = subprocess.run([sys.executable, "-m", "fbackprop", *words], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, (line, done.stderr)
 
 
 @pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.name)
