@@ -6,11 +6,13 @@ Expected  against float64 every layer's gradient is off by at most 1e-5 in float
           bytes are kept for the backward pass. Behind twelve sigmoids float16 loses nine tenths and more of the first layer's
           gradient to zero, and a loss scaled by 2^15 keeps all but a hundredth. Digits are learned in each as in float32:
           last loss within a tenth, accuracy within 1.5 points
-Time      about 25 s on two cores; --quick 5 s
+Time      about 30 s on two busy cores; --quick 12 s
 
 Real digits of 14 x 14 pixels. The weights stay float32, each layer computes narrow (Micikevicius et al. 2018, Mixed precision
 training, sections 3.1 and 3.2). float16 ends at 2^-24 = 6e-8, and a cotangent below half of that is 0; the scale goes in as the
 seed of the backward pass and is divided out of the float32 gradients. Errors are Euclidean norms over a layer's gradient.
+The claims on them are of a net of tanhs; with relus they are 7 to 100 times as large in the narrow dtypes, told and not
+claimed.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from digit_runs import accuracy, order, small_digits, start, trained
+from digit_runs import accuracy, order, small_digits
 from lab import Lab, main
-from scanned import compiled
+from scanned import compiled, start, train
 
 from fbackprop import (
     PRECISIONS,
@@ -46,6 +48,7 @@ from fbackprop import (
 from fbackprop.compose import ValueAndGrad
 from fbackprop.explain.summary import summarize
 
+Gradient = dict[str, np.ndarray]
 LOSS, SCALE = softmax_cross_entropy(), LossScale()  # 2^15
 WAYS = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16", "float16, scaled": "float16"}
 WITHIN = {"float32": 1e-5, "bfloat16": 0.03, "float16": 0.005, "float16, scaled": 0.005}
@@ -64,22 +67,22 @@ def by_hand(net: Layer, way: str) -> ValueAndGrad:
     return scaled if "scaled" in way else narrow
 
 
-def weights(grads: Any) -> dict[str, np.ndarray]:
+def weights(grads: Any) -> Gradient:
     return {path: np.asarray(leaf, np.float64) for path, leaf in paths(grads).items() if path.endswith("w")}
 
 
-def gradients(net: Layer, seed: int) -> tuple[dict[str, np.ndarray], dict[str, dict[str, np.ndarray]]]:
+def gradients(net: Layer, seed: int, ways: tuple[str, ...] = tuple(WAYS)) -> tuple[Gradient, dict[str, Gradient]]:
     """({path: gradient in float64}, {way: {path: gradient}}) of the weights of every layer, at the start, of 50 digits."""
-    params, rows = start(net, seed), order(seed, 1)[0]
-    batch = tuple(a[rows] for a in small_digits().train)
-    every = compiled(lambda params, batch: {way: by_hand(net, way)(params, batch)[1] for way in WAYS})(params, batch)
+    batch = tuple(a[order(seed, 1)[0]] for a in small_digits().train)
+    params = start(net, seed, batch[0])
+    every = compiled(lambda params, batch: {way: by_hand(net, way)(params, batch)[1] for way in ways})(params, batch)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), params)
         true = compiled(value_and_grad(net, LOSS))(wide, (np.asarray(batch[0], np.float64), batch[1]))[1]
-        return weights(true), {way: weights(every[way]) for way in WAYS}
+        return weights(true), {way: weights(every[way]) for way in ways}
 
 
-def far(got: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> list[float]:
+def far(got: Gradient, true: Gradient) -> list[float]:
     """The error of each layer's gradient, relative to its norm."""
     return [float(np.linalg.norm(got[path] - leaf) / np.linalg.norm(leaf)) for path, leaf in true.items()]
 
@@ -97,14 +100,14 @@ def halved(lab: Lab) -> None:
     tokens = spec(4, 128, dtype=np.int32)
     nets = {"mlp": (RELUS, LOSS, digits(14, 14)), "convnet": (convnet((8, 16)), LOSS, digits(28, 28, 1)),
             "gpt": (gpt(80, 128, features=64, heads=4, blocks=2), None, (tokens, tokens))}
-    rows = [(name, *(kept(*net[:2], way, net[2]) for way in PRECISIONS)) for name, net in nets.items()]
+    rows = [(name, *(kept(*net[:2], way, net[2]) for way in PRECISIONS)) for name, net in list(nets.items())[:lab.pick(3, 1)]]
     lab.table(("bytes kept", *PRECISIONS), rows, "kept")
     shares = [narrow / wide for _, wide, *narrows in rows for narrow in narrows]
     lab.expect("bytes kept, narrow over float32: .5 to .53", (min(shares), max(shares)),
                0.5 <= min(shares) <= max(shares) <= 0.53)
 
 
-def flushed(got: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> list[float]:
+def flushed(got: Gradient, true: Gradient) -> list[float]:
     """Share of each layer's gradient that is 0 though it is not in float64."""
     return [float(np.mean(got[path][leaf != 0] == 0)) for path, leaf in true.items()]
 
@@ -117,15 +120,19 @@ def experiment(lab: Lab) -> None:
         lab.expect(f"{way}: a layer's gradient is off by at most {most:g}", max(off[way]), max(off[way]) <= most)
     lab.expect("bfloat16's error over float16's, worst layers: 4 to 16 (3 bits)", max(off["bfloat16"]) / max(off["float16"]),
                4 <= max(off["bfloat16"]) / max(off["float16"]) <= 16)
+    if not lab.quick:
+        true, found = gradients(RELUS, lab.seed)
+        lab.table(("worst layer", "with tanhs", "with relus"),
+                  [(way, max(off[way]), max(far(got, true))) for way, got in found.items()], "relus")
     halved(lab)
 
-    true, found = gradients(SIGMOIDS, lab.seed)
+    true, found = gradients(SIGMOIDS, lab.seed, lab.pick(tuple(WAYS), tuple(WAYS)[2:]))
     zeros = {way: flushed(got, true) for way, got in found.items()}
     lab.table(("share of zeros, twelve sigmoids", "first layer", "its error", "last layer"),
               [(way, share[0], far(found[way], true)[0], share[-1]) for way, share in zeros.items()], "zeros")
     lab.expect("float16: share of the first layer's gradient that is 0, at least .9", zeros["float16"][0],
                zeros["float16"][0] >= 0.9)
-    for way in ("float16, scaled", "bfloat16"):
+    for way in lab.pick(("float16, scaled", "bfloat16"), ("float16, scaled",)):
         lab.expect(f"{way}: at most .01", zeros[way][0], zeros[way][0] <= 0.01)
     again = far(found["float16, scaled"], true)[0]
     lab.expect("float16, scaled: its error is at most .02", again, again <= 0.02)
@@ -136,12 +143,13 @@ def experiment(lab: Lab) -> None:
 
 def training(lab: Lab) -> dict[str, np.ndarray]:
     """{way: losses}; the same start and the same batches."""
-    begin, rows = start(RELUS, lab.seed), order(lab.seed, lab.pick(400, 40))
+    batches = tuple(a[order(lab.seed, lab.pick(400, 40))] for a in small_digits().train)
+    begin = start(RELUS, lab.seed, batches[0][0])
     ways = lab.pick(tuple(WAYS), ("float32", "bfloat16"))
-    found = {way: trained(by_hand(RELUS, way), optax.adam(0.001), begin, rows) for way in ways}
-    runs = {way: losses for way, (_, losses) in found.items()}
+    found = {way: train(by_hand(RELUS, way), optax.adam(0.001), begin, batches) for way in ways}
+    runs = {way: np.asarray(losses) for way, (_, losses, _) in found.items()}
     last = {way: float(np.mean(losses[-30:])) for way, losses in runs.items()}
-    right = {way: accuracy(RELUS, params) for way, (params, _) in found.items()}
+    right = {way: accuracy(RELUS, params) for way, (params, _, _) in found.items()}
     lab.table(("training", "first loss", "last loss", "accuracy"),
               [(way, runs[way][0], last[way], right[way]) for way in ways], "training")
     least = lab.pick(0.8, 0.4)
@@ -162,7 +170,8 @@ def draw(lab: Lab, off: dict[str, list[float]], zeros: dict[str, list[float]], r
     for way, color in looks.items():
         dashed = {"color": color, "linestyle": "--" if "scaled" in way else "-", "label": way}
         near.semilogy(np.arange(len(off[way])) + 1, off[way], marker="o", **dashed)
-        lost.plot(np.arange(len(zeros[way])) + 1, 100 * np.array(zeros[way]), marker="o", **dashed)
+        if way in zeros:
+            lost.plot(np.arange(len(zeros[way])) + 1, 100 * np.array(zeros[way]), marker="o", **dashed)
         if way in runs:
             smooth = np.convolve(runs[way], np.ones(15) / 15, "valid")
             curve.semilogy(np.arange(len(smooth)) + 8, smooth, **dashed)
