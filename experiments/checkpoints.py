@@ -14,6 +14,7 @@ temporary bytes of the compiled loss and gradients, which is exact; weights and 
 from __future__ import annotations
 
 import sys
+from functools import cache
 
 import numpy as np
 from lab import Lab, main
@@ -30,20 +31,26 @@ def net_of(depth: int, every: int) -> Layer:
     return repeat(checkpoint(chain(*[block] * every)), depth // every) if every else repeat(block, depth)
 
 
+@cache
+def program(depth: int, every: int) -> Program:
+    return Program(net_of(depth, every), BATCH, WIDTH)
+
+
 def reach(budget: int, every: int, segments: tuple[int, ...]) -> float:
     """The depth that fits into `budget` bytes: memory is a line in the depth, here through two compiled ones."""
     depths = [every * count for count in segments]
-    slope, start = np.polyfit(depths, [Program(net_of(depth, every), BATCH, WIDTH).temp_bytes for depth in depths], 1)
+    slope, start = np.polyfit(depths, [program(depth, every).temp_bytes for depth in depths], 1)
     return (budget - start) / slope
 
 
 def experiment(lab: Lab) -> None:
     depth, rows = lab.pick(40, 10), []
-    whole = Program(net_of(depth, 0), BATCH, WIDTH)
+    whole = program(depth, 0)
     for every in lab.pick((2, 4, 5, 8, 10), (5,)):
-        again = Program(net_of(depth, every), BATCH, WIDTH)
-        rows.append((every, again.temp_bytes / whole.temp_bytes, reach(whole.temp_bytes, every, (4, 16)) / depth,
-                     time_ratio(again, whole, lab.seed, lab.pick(15, 1)), 1 + (every - 1) / every / 3))
+        again = program(depth, every)
+        ratio = float("nan") if lab.quick else time_ratio(again, whole, lab.seed, 15)
+        deeper = reach(whole.temp_bytes, every, lab.pick((4, 16), (2, 8))) / depth
+        rows.append((every, again.temp_bytes / whole.temp_bytes, deeper, ratio, 1 + (every - 1) / every / 3))
     lab.keep(all_kept_mb=whole.temp_bytes / 1e6, depth=depth)
     print(f"{depth} layers of {WIDTH}, batch {BATCH}, all kept: {whole.temp_bytes / 1e6:.1f} MB of temporary memory\n")
     lab.table(("every", "memory", "depth in the same memory", "time", "time by counting products"), rows, "checkpoints")

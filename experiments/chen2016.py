@@ -14,6 +14,7 @@ what the framework allocates; ours a scan over n dense layers with tanh on a CPU
 from __future__ import annotations
 
 import sys
+from functools import cache
 from math import isqrt
 
 import numpy as np
@@ -31,6 +32,7 @@ def net_of(depth: int, segment: int) -> Layer:
     return repeat(checkpoint(repeat(block, segment)), depth // segment) if segment else repeat(block, depth)
 
 
+@cache
 def program(depth: int, segment: int) -> Program:
     return Program(net_of(depth, segment), BATCH, WIDTH)
 
@@ -51,8 +53,9 @@ def experiment(lab: Lab) -> None:
     lab.keep(by_segment={"layers": n, "bytes": sizes})
     lab.expect(f"of {n} layers in segments of {min(sizes)} to {max(sizes)}, {isqrt(n)} or a neighbour needs least", best,
                isqrt(n) / 2 <= best <= 2 * isqrt(n))
-    ratio = time_ratio(program(n, isqrt(n)), program(n, 0), lab.seed, lab.pick(15, 1))
-    lab.expect("time of a step over that with all kept, at most 1.4", ratio, ratio <= 1.4, timed=True)
+    if not lab.quick:
+        ratio = time_ratio(program(n, isqrt(n)), program(n, 0), lab.seed, 15)
+        lab.expect("time of a step over that with all kept, at most 1.4", ratio, ratio <= 1.4, timed=True)
     if lab.figure(columns=2) is not None:
         draw(lab, depths, kept, rooted, sizes, n)
 

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
@@ -25,6 +26,18 @@ def load(name):
         sys.path.remove(str(EXPERIMENTS))
 
 
+OPTIMIZED = ("chen2016", "checkpoints", "memory_growth", "manual_against_auto")  # they measure what XLA makes of a program
+
+
+@pytest.fixture
+def compiled_the_quick_way(path):
+    """Most of a quick run is compiling."""
+    jax.config.update("jax_disable_most_optimizations", path.stem not in OPTIMIZED)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compiled_the_quick_way")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_experiment_gives_its_expected_result(path, tmp_path, capsys):
     module, lab = load(path.stem), load("lab")
