@@ -44,7 +44,7 @@ def reach(budget: int, every: int, segments: tuple[int, ...]) -> float:
 
 
 def experiment(lab: Lab) -> None:
-    depth, rows = lab.pick(40, 10), []
+    depth, rows = lab.pick(40, 20), []
     whole = program(depth, 0)
     for every in lab.pick((2, 4, 5, 8, 10), (5,)):
         again = program(depth, every)
