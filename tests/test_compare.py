@@ -182,6 +182,11 @@ def right():
 def wrong():
     return chain(dense(4), replace(tanh(), backward=lambda params, y, dy: ((), dy)), dense(1)), mse(), batches
 
+def not_finite():
+    def backward(params, y, dy):
+        return (), dy * float("nan")
+    return chain(dense(4), replace(tanh(), backward=backward), dense(1)), mse(), batches
+
 def other_shape():
     return chain(dense(4), tanh(), dense(2)), mse(), batches
 """
@@ -208,6 +213,13 @@ def test_the_command_tells_saves_and_draws(own, capsys):
 def test_a_wrong_rule_is_exit_code_1(own, capsys):
     assert main(["compare", "own.py:wrong", "--pairs", "1", "--text"]) == 1
     assert not (own / "runs").exists()
+
+
+def test_a_gradient_that_is_no_number_is_no_small_error(own, capsys):
+    assert main(["compare", "own.py:not_finite", "--pairs", "1", "--text", "--json"]) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1], parse_constant=pytest.fail)
+    assert result["max_gradient_error"] == "nan"
+    assert [row["error"] for row in result["layers"]][1] == "nan"
 
 
 @pytest.mark.parametrize(("argv", "code", "words"), [

@@ -53,6 +53,7 @@ def run(argv: list[str]) -> int:
     from ..explain.compare import compare
     from ..train.builtin import load_task
     from ..train.config import TrainConfig
+    from ..train.log import plain
     from ..verify.verdict import TOLERANCE
 
     given = {"model": options.model, "seed": options.seed, "batch_size": options.batch_size, "data": options.data}
@@ -66,7 +67,7 @@ def run(argv: list[str]) -> int:
     console = screen()
     show(console, found)
     good = found.max_gradient_error <= TOLERANCE["float32"]
-    result = {"verb": "compare", "model": options.model, "passed": good, **found.as_json}
+    result = plain({"verb": "compare", "model": options.model, "passed": good, **found.as_json})
     for path in [] if options.text else saved(result, found, Path(options.out or "runs/compare")):
         console.print(str(path), soft_wrap=True)
     if options.json:

@@ -101,7 +101,7 @@ def apart(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
     """The largest gradient error of any leaf; its noise is the largest of a dozen draws."""
     measure = gradient_error(net, loss)
     draws = [measure(params, batch, seed)[0] for seed in range(4)]
-    return max((min(float(draw[path]) for draw in draws) for path in draws[0]), default=0.0)
+    return float(np.max([np.min([draw[path] for draw in draws]) for path in draws[0]], initial=0.0))  # NaN stays NaN
 
 
 def value_of(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Any:
@@ -176,8 +176,8 @@ def relative(a: Any, b: Any) -> float:
     worst = 0.0
     for mine, right in zip(map(np.asarray, jax.tree.leaves(a)), map(np.asarray, jax.tree.leaves(b)), strict=True):
         apart, size = np.max(np.abs(mine - right), initial=0.0), np.max(np.abs(right), initial=0.0)
-        worst = max(worst, 0.0 if apart == 0 else float(apart / size) if size else np.inf)
-    return worst
+        worst = np.maximum(worst, 0.0 if apart == 0 else apart / size if size else np.inf)  # NaN stays NaN
+    return float(worst)
 
 
 class Call(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .compare import Comparison, LayerCost
@@ -40,15 +41,15 @@ def named(row: LayerCost) -> str:
     return f"{name}  {row.path}" + (f" x{row.runs}" if row.runs > 1 else "")
 
 
-def pairs(ax: object, at: np.ndarray, manual: list[float], auto: list[float]) -> None:
-    ax.barh(at - 0.2, manual, 0.38, color=MANUAL, label="by hand")  # type: ignore[attr-defined]
-    ax.barh(at + 0.2, auto, 0.38, color=AUTO, label="jax.vjp")  # type: ignore[attr-defined]
+def pairs(ax: Axes, at: np.ndarray, manual: list[float], auto: list[float]) -> None:
+    ax.barh(at - 0.2, manual, 0.38, color=MANUAL, label="by hand")
+    ax.barh(at + 0.2, auto, 0.38, color=AUTO, label="jax.vjp")
 
 
-def stacked(ax: object, at: np.ndarray, rows: list[LayerCost]) -> None:
+def stacked(ax: Axes, at: np.ndarray, rows: list[LayerCost]) -> None:
     left = np.zeros(len(rows))
     for label, colour, field in (("forward", FORWARD, "forward_flops"), ("dx", CYCLE[0], "dx_flops"),
                                  ("dparams", CYCLE[5], "dparams_flops")):
         widths = np.array([getattr(row, field) for row in rows]) / 1e6
-        ax.barh(at, widths, 0.7, left=left, color=colour, label=label)  # type: ignore[attr-defined]
+        ax.barh(at, widths, 0.7, left=left, color=colour, label=label)
         left = left + widths
