@@ -280,6 +280,7 @@ def test_it_works_without_what_windows_does_not_have(folder):
 @pytest.mark.parametrize(("argv", "code", "words"), [
     (["verify", "class"], 2, "expected a folder with *.py files"),
     (["verify", "no/such.py"], 74, "expected a Python file or a folder"),
+    (["verify", "nowhere/"], 74, "expected a Python file or a folder"),
     (["verify", "class/a.py", "--exercise", "densse"], 2, "expected one of relu, dense"),
     (["verify", "class/a.py", "--exercise", "teacher.py"], 74, "teacher.py"),
     (["verify", "class/a.py", "--seconds", "0"], 2, "above 0"),

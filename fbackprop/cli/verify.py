@@ -48,7 +48,7 @@ def run(argv: list[str]) -> int:
     options = parse(Options, "verify", argv)
     if options.draws < 0 or (options.seed or 0) < 0:
         raise Problem("draws and seed: expected whole numbers of at least 0")
-    if options.model is not None and (Path(options.model).is_dir() or options.model.endswith(".py")):
+    if options.model is not None and (Path(options.model).is_dir() or options.model.endswith((".py", "/", "\\"))):
         from .grading import graded
 
         return graded(options)
