@@ -95,7 +95,8 @@ def test_bytes_kept_by_hand_and_by_jax():
     assert by_path["0"].kept == by_path["0"].auto_kept == 32 * 20 * 4  # its x; the weights are at hand anyway
     assert by_path["1"].kept == 32 * 64 * 4
     assert by_path["1"].auto_kept >= 32 * 64 * 4
-    assert by_path["2"].kept == by_path["2"].auto_kept == 0  # its x is tanh's y
+    assert by_path["2"].kept == 0  # its x is tanh's y
+    assert by_path["2"].auto_kept in (0, 32 * 64 * 4)  # newer jax keeps 1 - y * y for tanh, and y for this one
     assert found.manual.temp_bytes > 0
 
 
