@@ -23,7 +23,7 @@ from programs import Program, time_ratio
 
 from fbackprop import Layer, chain, checkpoint, dense, repeat, tanh
 
-WIDTH, BATCH = 64, 256
+WIDTH, BATCH = 256, 256
 
 
 def net_of(depth: int, segment: int) -> Layer:

@@ -1,0 +1,1 @@
+"""Workloads, and how what computes their loss and gradients is measured."""

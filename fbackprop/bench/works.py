@@ -1,0 +1,91 @@
+"""The workloads of `fbackprop bench`: a net, its loss, its batch, and the settings the hand-written chain is measured at.
+
+Sizes, two cores in mind: mlp 784-1024-1024-10 relu, B 128. cnn 28x28x1, two stages of a 3x3 convolution (32, 64), relu and 2x2
+max pooling, dense, B 128. resnet 32x32x3, stem 32, stages 32 64 128 of two blocks, B 32. lstm input 64, H 256, T 128, last state
+to 10 classes, B 32. gpt D 256, 4 heads, 8 blocks, T 512, V 1024, B 4; gpt50k the same with 4 blocks, T 256, V 50257. gpt2-124m,
+for accelerators: D 768, 12 heads, 12 blocks, T 1024, V 50257, B 16, computing in bfloat16, weights float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..layer import Layer, Tree
+from ..losses.cross_entropy import softmax_cross_entropy
+from ..models.convnet import convnet
+from ..models.gpt import gpt
+from ..models.lstm import lstm_classifier
+from ..models.mlp import mlp
+from ..models.resnet import resnet
+from ..rewrite.precision import PRECISIONS, with_precision
+
+FULL = "all kept"  # the setting every work has: the net as its maker gives it
+
+
+@dataclass(frozen=True)
+class Work:
+    """`points`: settings of the hand-written chain by name, each the net rewritten, on the same params; the first is FULL.
+
+    loss: None where the net ends in it. batch: a seed -> (x, target) or whatever the net takes.
+    """
+
+    name: str
+    points: dict[str, Callable[[], Layer]]
+    loss: Layer | None
+    batch: Callable[[int], Any]
+    narrow: bool = False  # computes in bfloat16
+
+    @property
+    def net(self) -> Layer:
+        return self.points[FULL]()
+
+    def params(self, seed: int) -> Tree:
+        """Random weights; jitted, or making them takes longer than measuring."""
+        spec = jax.eval_shape(partial(self.batch, 0))
+        x = spec if self.loss is None else spec[0]
+        return jax.jit(self.net.init)(jax.random.key(seed, impl="unsafe_rbg"), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x))
+
+
+def images(*shape: int) -> Callable[[int], tuple[jax.Array, jax.Array]]:
+    """Normal numbers and one of ten classes each."""
+    def batch(seed: int) -> tuple[jax.Array, jax.Array]:
+        x, target = jax.random.split(jax.random.key(seed))
+        return jax.random.normal(x, shape), jax.random.randint(target, shape[:1], 0, 10)
+
+    return batch
+
+
+def tokens(vocabulary: int, *shape: int) -> Callable[[int], Any]:
+    """Tokens, and the next of each."""
+    def batch(seed: int) -> tuple[jax.Array, jax.Array]:
+        x, target = jax.random.split(jax.random.key(seed))
+        return jax.random.randint(x, shape, 0, vocabulary), jax.random.randint(target, shape, 0, vocabulary)
+
+    return batch
+
+
+def at(make: Callable[..., Layer], **settings: dict[str, Any]) -> dict[str, Callable[[], Layer]]:
+    """`make` under every setting, by the setting's name in words."""
+    return {FULL: make, **{name.replace("_", " "): partial(make, **options) for name, options in settings.items()}}
+
+
+def _gpt2_124m(**options: Any) -> Layer:
+    return with_precision(gpt(50257, 1024, 768, 12, 12, **options), PRECISIONS["bfloat16"])
+
+
+CLASSES = softmax_cross_entropy()
+WORKS = {work.name: work for work in (
+    Work("mlp", at(partial(mlp, (1024, 1024))), CLASSES, images(128, 784)),
+    Work("cnn", at(convnet), CLASSES, images(128, 28, 28, 1)),
+    Work("resnet", at(resnet), CLASSES, images(32, 32, 32, 3)),
+    Work("lstm", at(partial(lstm_classifier, 256)), CLASSES, images(32, 128, 64)),
+    Work("gpt", at(partial(gpt, 1024, 512)), None, tokens(1024, 4, 512)),
+    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4)), None, tokens(50257, 4, 256)),
+    Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
+)}
