@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from ..models.gpt import gpt
 from ..models.lstm import lstm_classifier
 from ..models.mlp import mlp
 from ..models.resnet import resnet
+from ..problem import Problem
 from ..rewrite.precision import PRECISIONS, with_precision
 
 FULL = "all kept"  # the setting every work has: the net as its maker gives it
@@ -89,3 +91,18 @@ WORKS = {work.name: work for work in (
     Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4)), None, tokens(50257, 4, 256)),
     Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
 )}
+
+
+def find_work(name: str) -> Work:
+    """A workload by its name, or the user's own file.py:function, as every verb takes it. Raises Problem where there is none."""
+    from ..train.config import TrainConfig
+    from ..train.task import own_task
+
+    if name in WORKS:
+        return WORKS[name]
+    if ".py" not in name:
+        close = get_close_matches(name, WORKS, 1)
+        hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
+        raise Problem(f"work {name!r}: expected one of {', '.join(WORKS)} or file.py:function. {hint}")
+    task = own_task(TrainConfig.of(model=name))
+    return Work(name, {FULL: lambda: task.net}, task.loss, lambda seed: jax.tree.map(jnp.asarray, task.batches(seed, 0)))

@@ -19,6 +19,7 @@ VERBS = {
     "train": "train a model by the hand-written chain, checked against jax.grad as it goes",
     "verify": "prove every rule by independent oracles, or check your own layer or network",
     "compare": "manual against automatic gradients, layer by layer: error, bytes, FLOPs, time",
+    "bench": "time, memory and seconds to compile against jax.grad, its best settings and other libraries",
     "exercise": "a layer whose backward is yours to write; verify judges it",
     "report": "what a run did, from its directory: a summary and figures",
     "experiments": "every claim of the project as a program that can fail: list them, run them",

@@ -1,0 +1,178 @@
+"""One arm of a benchmark in a process of its own: `python -m fbackprop.bench.arm '{"work": "cnn", ...}'` prints one JSON line.
+
+A fresh process for every measurement, so that no arm finds the caches, threads or memory another has left.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ..compose import auto_value_and_grad, value_and_grad
+from ..explain.compare import apart
+from ..explain.flops import count_flops
+from ..layer import Tree, merge, split
+from .idiomatic import IDIOMS
+from .works import FULL, Work, find_work
+
+RATE = 1e-4
+PEERS = Path("experiments") / "peers"
+
+
+class Arm(NamedTuple):
+    """`fn(trained, carried, batch) -> (value, grads, carried)`, grads like trained, and what it is given."""
+
+    fn: Callable[[Tree, Tree, Any], tuple[jax.Array, Tree, Tree]]
+    trained: Tree
+    carried: Tree
+
+
+def arm_of(work: Work, peer: str, point: str, seed: int) -> Arm:
+    """The loss and gradients of `peer` at `point`, on the same weights for every peer."""
+    params = work.params(seed)
+    if peer == "manual":
+        return of_chain(value_and_grad(work.points[point](), work.loss), params)
+    if work.name not in IDIOMS:  # the user's own: jax.grad of the same forward
+        return of_chain(auto_value_and_grad(work.net, work.loss), params)
+    idiom = IDIOMS[work.name]
+    trained, rest = jax.jit(idiom.adapt)(params)
+    if peer in ("jax", "jax-tuned"):
+        return of_loss(idiom.points[point], trained, rest)
+    return of_module(load_peer(peer), work.name, trained, rest)
+
+
+def of_chain(fn: Callable, params: Tree) -> Arm:
+    def run(trained: Tree, state: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
+        value, grads = fn(merge(trained, state), batch)
+        gradients, successors = split(grads)
+        return value, gradients, split(merge(trained, successors))[1]
+
+    return Arm(run, *split(params))
+
+
+def of_loss(loss: Callable, trained: Tree, rest: Tree) -> Arm:
+    def run(trained: Tree, rest: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
+        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(trained, rest, batch)
+        return value, grads, rest
+
+    return Arm(run, trained, rest)
+
+
+def of_module(peer: ModuleType, name: str, trained: Tree, rest: Tree) -> Arm:
+    fn, state = peer.program(name, trained, rest)
+
+    def run(trained: Tree, rest: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
+        value, grads = fn(peer.whole(trained, rest), batch)
+        return value, grads, rest
+
+    return Arm(run, *peer.parts(state))
+
+
+def load_peer(peer: str) -> ModuleType:
+    """experiments/peers/PEER_peer.py of the checkout, which is the working directory."""
+    path = PEERS / f"{peer.removesuffix('-compile')}_peer.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+def stepping(arm: Arm) -> tuple[Callable, Any]:
+    """`(carry, batch) -> (carry, value)`: a whole training step with Adam, and its first carry."""
+    tx = optax.adamw(RATE)
+
+    def run(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
+        trained, rest, state = carry
+        value, grads, rest = arm.fn(trained, rest, batch)
+        updates, state = tx.update(grads, state, trained)
+        return (optax.apply_updates(trained, updates), rest, state), value
+
+    return run, (arm.trained, arm.carried, jax.jit(tx.init)(arm.trained))
+
+
+def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, Any]:
+    fn, carry = stepping(arm) if step else (lambda carry, batch: arm.fn(*carry, batch), (arm.trained, arm.carried))
+    lowered = jax.jit(fn, donate_argnums=(0,) if step else ()).lower(carry, batch)
+    began = time.perf_counter()
+    compiled = lowered.compile()
+    compile_s, memory = time.perf_counter() - began, compiled.memory_analysis()
+
+    def run() -> Any:
+        nonlocal carry
+        out = jax.block_until_ready(compiled(carry, batch))
+        if step:
+            carry = out[0]
+        return out[1 if step else 0]
+
+    value = float(run())
+    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"value": value, "ms": timed(run, seconds), "temp_mb": memory.temp_size_in_bytes / 1e6 if memory else None,
+            "compile_s": compile_s, **({"peak_mb": peak / 1e6} if peak else {})}
+
+
+def measure_torch(work: Work, peer: str, step: bool, seed: int, seconds: float) -> dict[str, Any]:
+    trained, rest = map(host, jax.jit(IDIOMS[work.name].adapt)(work.params(seed)))
+    batch = host(work.batch(seed))
+    began = time.perf_counter()
+    run = load_peer(peer).program(work.name, trained, rest, batch, step=step, compiled=peer.endswith("-compile"))
+    value = run()
+    return {"value": value, "compile_s": time.perf_counter() - began, "ms": timed(run, seconds), "temp_mb": None}
+
+
+def timed(run: Callable[[], Any], seconds: float, least: int = 3) -> float:
+    """Median milliseconds of as many runs as fit in `seconds`, after one to find cold caches."""
+    run()
+    spent: list[float] = []
+    while len(spent) < least or sum(spent) < seconds:
+        began = time.perf_counter()
+        run()
+        spent.append(time.perf_counter() - began)
+    return 1e3 * float(np.median(spent))
+
+
+def matmul_peak(narrow: bool, seconds: float) -> dict[str, Any]:
+    """FLOPs a second of this device's best square product: what every share is a share of."""
+    on_cpu = jax.default_backend() == "cpu"
+    n, dtype = 2048 if on_cpu else 8192, jnp.bfloat16 if narrow and not on_cpu else jnp.float32
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(jnp.matmul)
+    return {"flops_per_s": 2 * n**3 / timed(lambda: jax.block_until_ready(product(a, a)), seconds) * 1e3, "n": n}
+
+
+def checked(work: Work, seed: int) -> dict[str, Any]:
+    """At these very sizes: the hand-written gradients' error against the oracle, and the FLOPs of loss and gradients."""
+    params, batch = work.params(seed), work.batch(seed)
+    flops = count_flops(value_and_grad(work.net, work.loss), params, batch)
+    return {"gradient_error": None if work.narrow else apart(work.net, work.loss, params, batch), "flops": flops,
+            "params": sum(leaf.size for leaf in jax.tree.leaves(split(params)[0])), "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__}
+
+
+def host(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    work, peer, seed, seconds = find_work(request["work"]), request["peer"], request["seed"], request["seconds"]
+    if peer == "peak":
+        return matmul_peak(work.narrow, seconds)
+    if peer == "check":
+        return checked(work, seed)
+    if peer.startswith("torch"):
+        return measure_torch(work, peer, request["step"], seed, seconds)
+    return measure_jax(arm_of(work, peer, request.get("point", FULL), seed), work.batch(seed), request["step"], seconds)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,96 @@
+"""Arms in turns, each in a fresh process; their medians, and the ratio of the hand-written chain to every other, pair by pair."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from statistics import geometric_mean, median
+from typing import Any
+
+from ..problem import Failure
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Point:
+    """One setting of one peer, measured `len(ms)` times; ms: medians of a process each."""
+
+    peer: str
+    name: str
+    ms: list[float] = field(default_factory=list)
+    compile_s: list[float] = field(default_factory=list)
+    temp_mb: float | None = None
+    peak_mb: float | None = None
+    value: float = float("nan")
+
+    @property
+    def time(self) -> float:
+        return median(self.ms)
+
+    @property
+    def as_json(self) -> dict[str, Any]:
+        """ms: the median; spread: its largest over its smallest."""
+        found = {"point": self.name, "ms": self.time, "spread": max(self.ms) / min(self.ms), "temp_mb": self.temp_mb,
+                 "compile_s": median(self.compile_s), "value": self.value}
+        return found if self.peak_mb is None else {**found, "peak_mb": self.peak_mb}
+
+
+def ask(request: dict[str, Any]) -> dict[str, Any]:
+    """What one process says. Raises Failure with its last line where it says nothing: out of memory, a peer that broke."""
+    done = subprocess.run([sys.executable, "-m", "fbackprop.bench.arm", json.dumps(request)], capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
+        what = " ".join(str(request[key]) for key in ("work", "peer", "point") if key in request)
+        raise Failure(f"bench {what}: {last}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def in_turns(work: str, points: Iterable[Point], rounds: int, seconds: float, seed: int, step: bool, say: Say) -> list[Point]:
+    """Every point once a round, forwards and backwards alternately, so that a drift of the machine falls on all alike."""
+    points = list(points)
+    for turn in range(rounds):
+        for point in points[:: 1 if turn % 2 == 0 else -1]:
+            say(f"{work}, round {turn + 1} of {rounds}: {point.peer} {point.name}")
+            found = ask({"work": work, "peer": point.peer, "point": point.name, "seed": seed, "seconds": seconds, "step": step})
+            point.ms.append(found["ms"])
+            point.compile_s.append(found["compile_s"])
+            point.temp_mb, point.peak_mb, point.value = found["temp_mb"], found.get("peak_mb"), found["value"]
+    return points
+
+
+def ratio(a: Point, b: Point) -> float:
+    """Median over the rounds of a's time over b's."""
+    return median(x / y for x, y in zip(a.ms, b.ms))
+
+
+def frontier(points: Iterable[Point]) -> list[Point]:
+    """Those that no other beats in time and memory at once, the quickest first."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.time, p.temp_mb)):
+        if not best or point.temp_mb < best[-1].temp_mb:
+            best.append(point)
+    return best
+
+
+def within(points: Iterable[Point], mb: float) -> Point | None:
+    """The quickest that needs no more than this."""
+    return min((p for p in points if p.temp_mb <= mb), key=lambda p: p.time, default=None)
+
+
+def against_tuned(mine: list[Point], tuned: list[Point]) -> dict[str, Any]:
+    """time_at_equal_memory: for each point of the tuned frontier the quickest of mine within its memory over it, the largest of
+    these ratios; None where one is out of reach. fastest: the same for the quickest tuned point alone. least_memory: the least
+    of mine over the least of theirs.
+    """
+    pairs = [(within(mine, point.temp_mb), point) for point in frontier(tuned)]
+    ratios = [ratio(own, point) if own else None for own, point in pairs]
+    return {"time_at_equal_memory": None if None in ratios else max(ratios), "fastest": ratios[0],
+            "least_memory": min(p.temp_mb for p in mine) / min(p.temp_mb for p in tuned)}
+
+
+def mean_of(ratios: Iterable[float]) -> float:
+    return geometric_mean(ratios)
