@@ -31,6 +31,7 @@ _HOME = {
     "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
     "losses.weight": "batch_size token_weight",
     "rewrite.precision": "Precision PRECISIONS with_precision",
+    "rewrite.schedule": "scheduled every root binomial recomputed",
     "rewrite.tap": "tap",
     "rewrite.watch": "watch probe",
     "rewrite.reading": "readings",

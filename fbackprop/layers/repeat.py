@@ -15,6 +15,7 @@ Source    elementary; derivation in docs/derivations/repeat.md
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -26,7 +27,17 @@ from ..errors import at, expect, expect_like
 from ..layer import Layer, Static, Tree
 
 
-def repeat(layer: Layer, n: int, unroll: bool = False) -> Layer:
+@dataclass(frozen=True)
+class Repeat(Layer):
+    """A Layer that knows how often its part runs."""
+
+    n: int = 1
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def repeat(layer: Layer, n: int, unroll: bool = False) -> Repeat:
     """`layer` n times. unroll=True writes the steps out: longer to compile, more for XLA to fuse."""
     ok = isinstance(n, int) and not isinstance(n, bool) and n >= 1
     expect(ok, "repeat n", "a whole number of at least 1", repr(n))
@@ -73,8 +84,8 @@ def repeat(layer: Layer, n: int, unroll: bool = False) -> Layer:
         dx, dparams = lax.scan(body, dy, (params[0], kept), reverse=True)
         return (dparams,), dx
 
-    return Layer(f"repeat({layer.name}, {n})", init, forward, backward, parts=(layer,),
-                 rebuild=lambda parts: repeat(parts[0], n, unroll))
+    return Repeat(f"repeat({layer.name}, {n})", init, forward, backward, parts=(layer,),
+                  rebuild=lambda parts: repeat(parts[0], n, unroll), n=n)
 
 
 def _slice(tree: Tree, k: int) -> Tree:

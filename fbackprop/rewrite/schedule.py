@@ -1,0 +1,166 @@
+"""schedule: which inputs a run of steps keeps, and which forwards run again.
+
+A Schedule of n steps is a tuple that tells them in order: a number, that many steps with their residuals kept; a tuple, a run
+of steps of which the input alone is kept, and which by itself goes by that schedule when its turn in the backward comes.
+((5,), (5,)) keeps every fifth input of ten; (10,) keeps all.
+
+every: Chen, Xu, Zhang and Guestrin 2016, section 3; root: the same, section 4.1; binomial: Griewank and Walther 2000, Revolve,
+the fewest forwards for a number of inputs held at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from itertools import groupby
+from math import isqrt
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from ..compose import chain
+from ..errors import expect
+from ..layer import Layer, Tree
+from ..layers.repeat import Repeat, repeat
+from ..layers.rewire import checkpoint
+
+Schedule: TypeAlias = "tuple[int | Schedule, ...]"
+
+
+def every(k: int, n: int) -> Schedule:
+    """The input of every k-th of n steps."""
+    _expect_count(k, n)
+    return ((k,),) * (n // k) + (((n % k,),) if n % k else ())
+
+
+def root(n: int) -> Schedule:
+    """Runs of about sqrt(n) steps: sqrt(n) inputs, and sqrt(n) steps' residuals at a time."""
+    return every(max(1, isqrt(n)), n)
+
+
+def binomial(slots: int, n: int) -> Schedule:
+    """At most `slots` inputs held at a time, the first included, one step's residuals, and as few forwards as that allows."""
+    _expect_count(slots, n)
+    return _reversed_in(n, slots - 1)
+
+
+@cache
+def _again(n: int, slots: int) -> int:
+    """Forwards without residuals to reverse n steps from their input with so many slots more."""
+    if n == 1:
+        return 0
+    if slots == 0:
+        return n * (n - 1) // 2
+    return min(_split(n, slots, m) for m in range(1, n))
+
+
+def _split(n: int, slots: int, m: int) -> int:
+    """m steps on to an input that is held, the rest reversed from there, then the m, whose input has been held all along."""
+    return m + _again(n - m, slots - 1) + _again(m, slots)
+
+
+@cache
+def _reversed_in(n: int, slots: int) -> Schedule:
+    if n == 1:
+        return (1,)
+    m = n - 1 if slots == 0 else min(range(1, n), key=lambda m: _split(n, slots, m))
+    return (_reversed_in(m, slots), *_reversed_in(n - m, max(slots - 1, 0)))
+
+
+def steps_of(schedule: Schedule) -> int:
+    return sum(item if isinstance(item, int) else steps_of(item) for item in schedule)
+
+
+def recomputed(schedule: Schedule) -> int:
+    """How many forwards of a step run in the backward: those with residuals, and those on the way to an input."""
+    def again(run: Schedule) -> int:
+        on_the_way = sum(steps_of(item) for item in run[:-1] if not isinstance(item, int))
+        return on_the_way + sum(item if isinstance(item, int) else again(item) for item in run)
+
+    return sum(again(item) for item in schedule if not isinstance(item, int))
+
+
+def scheduled(layer: Layer, schedule: Schedule) -> Layer:
+    """A chain or a repeat that keeps what `schedule` says; its params, and their paths, stay.
+
+    Raises ValueError for a schedule of another number of steps, TypeError for a layer that is neither.
+    """
+    steps = length(layer)
+    expect(steps_of(schedule) == steps, "schedule", f"{steps} steps, as {layer.name} has", f"{steps_of(schedule)}: {schedule}")
+    if isinstance(layer, Repeat):
+        inner = _of_repeat(layer.parts[0], schedule)
+        whole = Layer("", layer.init, lambda params, x: inner.forward(params[0], x),
+                      lambda params, residuals, dy: _paired(inner.backward(params[0], residuals, dy)))
+    else:
+        whole = _of_chain(layer.parts, schedule)
+    return replace(layer, forward=whole.forward, backward=whole.backward,
+                   rebuild=lambda parts: scheduled(layer.rebuild(parts), schedule))  # type: ignore[misc]
+
+
+def length(layer: Layer) -> int:
+    """Steps of a chain or a repeat. Raises TypeError for another layer."""
+    ok = isinstance(layer, Repeat) or layer.name.startswith("chain(")
+    expect(ok, "scheduled", "a chain or a repeat", layer, "map_layers finds those in a net", TypeError)
+    return layer.n if isinstance(layer, Repeat) else len(layer.parts)
+
+
+def _paired(found: tuple[Tree, Any]) -> tuple[Tree, Any]:
+    return (found[0],), found[1]
+
+
+def _of_chain(parts: tuple[Layer, ...], schedule: Schedule) -> Layer:
+    """On the flat tuple of params."""
+    layers, spans, start = [], [], 0
+    for item in schedule:
+        stop = start + (item if isinstance(item, int) else steps_of(item))
+        run = parts[start:stop]
+        layers.append(chain(*run) if isinstance(item, int) else checkpoint(_of_chain(run, item)))
+        spans.append((start, stop))
+        start = stop
+    whole = chain(*layers)
+    cut = lambda params: tuple(params[a:b] for a, b in spans)
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        dparams, dx = whole.backward(cut(params), residuals, dy)
+        return tuple(each for run in dparams for each in run), dx
+
+    return Layer(whole.name, whole.init, lambda params, x: whole.forward(cut(params), x), backward)
+
+
+def _of_repeat(layer: Layer, schedule: Schedule) -> Layer:
+    """On params stacked over all steps. Runs that are alike are one scan: compile time grows with the kinds of runs."""
+    layers: list[Layer] = []
+    spans: list[tuple[int, int, tuple[int, ...]]] = []  # first and last step, axes in place of the steps' one
+    start = 0
+    for item, alike in groupby(schedule):
+        count, size = len(list(alike)), item if isinstance(item, int) else steps_of(item)
+        if isinstance(item, int):
+            layers.append(repeat(layer, count * size))
+        else:
+            inner = checkpoint(_of_repeat(layer, item))
+            layers.append(repeat(inner, count))
+        spans.append((start, start + count * size, () if isinstance(item, int) else (count, size)))
+        start += count * size
+    whole = chain(*layers)
+
+    def run_of(p: jax.Array, span: tuple[int, int, tuple[int, ...]]) -> jax.Array:
+        first, last, axes = span
+        mine = p if last - first == start else p[first:last]  # a slice would be a copy
+        return mine.reshape(*axes, *p.shape[1:]) if axes else mine
+
+    def cut(params: Tree) -> Tree:
+        return tuple((jax.tree.map(lambda p, span=span: run_of(p, span), params),) for span in spans)
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        dparams, dx = whole.backward(cut(params), residuals, dy)
+        flat = [jax.tree.map(lambda p: p.reshape(-1, *p.shape[2:]), run) if axes else run
+                for (run,), (_, _, axes) in zip(dparams, spans)]
+        return flat[0] if len(flat) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *flat), dx
+
+    return Layer(whole.name, whole.init, lambda params, x: whole.forward(cut(params), x), backward)
+
+
+def _expect_count(k: Any, n: int) -> None:
+    ok = isinstance(k, int) and not isinstance(k, bool) and k >= 1
+    expect(ok and n >= 1, "schedule", "whole numbers of at least 1", f"{k!r} of {n!r}")
