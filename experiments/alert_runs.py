@@ -44,14 +44,15 @@ Alter = Callable[[str, jax.Array], jax.Array]
 
 @dataclass(frozen=True)
 class Run:
-    """`net` names a row of NETS. sick: the kind of alert that is right, "" for a healthy run. alter: (path, leaf) -> leaf of
-    the params at the start. corrupt: (step, batch) -> batch. decay: of the weights, per step and unit of rate."""
+    """`net` names a row of NETS. sick: the kind of alert that is right, "" for a healthy run; also: another that is. alter:
+    (path, leaf) -> leaf of the params at the start. corrupt: (step, batch) -> batch. decay: of the weights, per step and unit of rate."""
 
     net: str
     optimizer: str
     rate: float
     batch: int = 64
     sick: str = ""
+    also: str = ""
     why: str = ""
     alter: Alter = lambda path, leaf: leaf
     corrupt: Callable[[int, Any], Any] = lambda step, batch: batch
@@ -213,7 +214,7 @@ SICK = [
     Run("relu", "sgd", 0.1, sick="dead relu", why="hidden biases at -5", alter=shifted(-5, "5")),
     Run("relu", "adam", 0.001, sick="dead relu", why="hidden biases at -4, Adam", alter=shifted(-4, "5")),
     Run("conv", "momentum", 0.01, 32, sick="dead relu", why="the convolution's biases at -5", alter=shifted(-5, "4")),
-    Run("relu", "sgd", 3.0, sick="dead relu", why="a rate that throws the units out"),
+    Run("relu", "sgd", 3.0, sick="dead relu", also="rate too high", why="a rate that throws the units out, or the loss to NaN"),
     Run("sigmoid", "sgd", 0.1, sick="saturated sigmoid", why="weights thirty times Xavier's", alter=scaled(30)),
     Run("tanh", "adam", 0.001, sick="saturated sigmoid", why="weights thirty times Xavier's, Adam", alter=scaled(30)),
     Run("sigmoid1", "momentum", 0.01, sick="saturated sigmoid", why="pixels 0 to 255",

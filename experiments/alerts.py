@@ -67,11 +67,12 @@ def judged(run: Run, seed: int) -> dict[str, Any]:
             alerts += monitor.probe(number, seen)
         alerts += monitor.step(number, loss, layers)
     said = [(alert.step, alert.kind) for alert in alerts if not alert.ended]
-    if run.sick not in [kind for _, kind in said] if run.sick else said:
+    named = any(kind in (run.sick, run.also) for _, kind in said)
+    if not named if run.sick else said:
         heard = ", ".join(f"{kind} at {step}" for step, kind in said) or "nothing said"
         print(f"{run.sick or 'healthy'}: {run.net}, {run.optimizer} {run.rate:g}, {run.why}, seed {seed}: {heard}")
     return {"sick": run.sick, "net": run.net, "optimizer": run.optimizer, "rate": run.rate, "why": run.why, "seed": seed,
-            "alerts": said}
+            "named": named, "first": said[:1] != [] and said[0][1] in (run.sick, run.also), "alerts": said}
 
 
 def summed(rows: list[dict]) -> list[tuple]:
@@ -79,12 +80,11 @@ def summed(rows: list[dict]) -> list[tuple]:
     groups = defaultdict(list)
     for row in rows:
         if row["sick"]:
-            groups[row["sick"]].append([kind for _, kind in row["alerts"]])
+            groups[row["sick"]].append(row)
     found = []
-    for kind, said in groups.items():
-        others = sorted({other for kinds in said for other in kinds} - {kind})
-        found.append((kind, len(said), sum(kind in kinds for kinds in said), sum(kinds[:1] == [kind] for kinds in said),
-                      ", ".join(others)))
+    for kind, mine in groups.items():
+        others = sorted({other for row in mine for _, other in row["alerts"]} - {kind})
+        found.append((kind, len(mine), sum(row["named"] for row in mine), sum(row["first"] for row in mine), ", ".join(others)))
     return found
 
 

@@ -27,18 +27,24 @@ from jax import lax
 from ..compose import chain, expect_parts
 from ..dtypes import wide_dtype
 from ..errors import at, expect, expect_floating, expect_params
-from ..layer import Layer, Tree
+from ..layer import Layer, Static, Tree
 from .dense import dense
 from .repeat import restore, scan_keeping
+from .segments import in_segments
 
 XAVIER = jax.nn.initializers.glorot_uniform()
 
 
 @dataclass(frozen=True)
 class Cell(Layer):
-    """A Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, that knows its first carry."""
+    """A Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, that knows its first carry.
+
+    halves: `params -> (pull, gradients)`, the backward for many steps: `pull(residuals, dy) -> (dcarry, dx)` of one step, and
+    `gradients(residuals, dx) -> dparams` of all, stacked. What it makes of params alone is made once, not at every step.
+    """
 
     start: Callable[[Any], Any] = lambda x: ()  # spec of x_t -> the first carry
+    halves: Callable[[Tree], tuple[Callable, Callable]] | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -89,27 +95,31 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
             return carry, y_t, residuals
 
         xs = jnp.moveaxis(x, 1, 0)  # (T, B, F)
-        carry, ys, kept = scan_keeping(step, carry, (turns(len(xs)), xs), reverse)
+        carry, ys, (kept, plan) = scan_keeping(step, carry, (turns(len(xs)), xs), reverse)
         y = ys[0 if reverse else -1] if last else jnp.moveaxis(ys, 0, 1)
-        return ((carry, y) if initial else y), (x, carry, kept)
+        known = x if any(pool == "given" for pool, _ in plan.value[1]) else Static((x.shape, x.dtype))
+        return ((carry, y) if initial else y), (known, carry, (kept, plan))
 
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        x, carry, (kept, plan) = residuals
+        known, carry, (kept, plan) = residuals
+        # an x that no cell has kept is read nowhere: any numbers will do, and none are made
+        x = jnp.zeros(*known.value) if isinstance(known, Static) else known
         xs, order = jnp.moveaxis(x, 1, 0), turns(x.shape[1])
         dcarry, dy = dy if initial else (jax.tree.map(jnp.zeros_like, carry), dy)
         dys = None if last else jnp.moveaxis(dy, 1, 0)
+        pull, gradients = _halves(cell, params[0])
 
         def step(dcarry: Any, at_t: Any) -> tuple[Any, Any]:
             turn, x_t, kept_t, dy_t = at_t
             if last:
                 dy_t = jnp.where(turn == len(xs) - 1, dy, jnp.zeros_like(dy))
             with at(0, cell):
-                _, (dbefore, dx_t) = cell.backward(params[0], restore(plan, (turn, x_t), kept_t), (dcarry, dy_t))
-            return cut(turn, dbefore, jnp.zeros_like), (dx_t, dcarry, dy_t)
+                dbefore, dx_t = pull(restore(plan, (turn, x_t), kept_t), (dcarry, dy_t))
+            return cut(turn, dbefore, jnp.zeros_like), (dx_t, (dcarry, dy_t))
 
-        dbefore, (dxs, dcarries, dys) = lax.scan(step, dcarry, (order, xs, kept, dys), reverse=not reverse)
+        dbefore, (dxs, dstates) = lax.scan(step, dcarry, (order, xs, kept, dys), reverse=not reverse)
         with at(0, cell):
-            dparams, _ = cell.backward(params[0], restore(plan, (order, xs), kept), (dcarries, dys))  # all steps at once
+            dparams = gradients(restore(plan, (order, xs), kept), dxs, dstates)  # all steps at once
         dx = jnp.moveaxis(dxs, 0, 1)
         return (dparams,), ((dbefore, dx) if initial else dx)
 
@@ -117,6 +127,30 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
     words = "".join(f", {name}={value}" for name, value in options.items() if value)
     return Layer(f"recurrent({cell.name}{words})", init, forward, backward, parts=(cell,),
                  rebuild=lambda parts: recurrent(Cell(**{**vars(parts[0]), "start": cell.start}), **options))
+
+
+def _halves(cell: Cell, params: Tree) -> tuple[Callable, Callable]:
+    """`(pull, gradients)`, the latter of (residuals, dx, (dcarry, dy)), of any cell: for one without halves from its backward."""
+    if cell.halves is None:
+        return (lambda residuals, dy: cell.backward(params, residuals, dy)[1],
+                lambda residuals, _, dy: cell.backward(params, residuals, dy)[0])
+    pull, gradients = cell.halves(params)
+    return pull, lambda residuals, dx, _: gradients(residuals, dx)
+
+
+def _cell(name: str, init: Callable, forward: Callable, halves: Callable, start: Callable) -> Cell:
+    """A cell whose backward is its halves, one after the other."""
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        pull, gradients = halves(params)
+        dcarry, dx = pull(residuals, dy)
+        return gradients(residuals, dx), (dcarry, dx)
+
+    return Cell(name, init, forward, backward, start=start, halves=halves)
+
+
+def _transposed(w: jax.Array) -> jax.Array:
+    """Laid out anew, once for all steps: on a CPU a product with w read across its rows takes half as long again."""
+    return lax.optimization_barrier(w.T)
 
 
 def _one_step(x: Any) -> jax.ShapeDtypeStruct:
@@ -167,12 +201,17 @@ def rnn_cell(features: int) -> Cell:
         y = jnp.tanh(a + _matmul(h, params["w"]))
         return (y, y), (h, y)
 
-    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        h, y = residuals
-        da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
-        return {"w": _dw(h, da)}, (_matmul(da, params["w"].T), da)
+    def halves(params: Tree) -> tuple[Callable, Callable]:
+        back = _transposed(params["w"])
 
-    return Cell(f"rnn_cell({features})", _weight(1, features), forward, backward, start=_zeros(features, 1))
+        def pull(residuals: Any, dy: Any) -> tuple[Any, Any]:
+            _, y = residuals
+            da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
+            return _matmul(da, back), da
+
+        return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
+
+    return _cell(f"rnn_cell({features})", _weight(1, features), forward, halves, _zeros(features, 1))
 
 
 def lstm_cell(features: int) -> Cell:
@@ -191,16 +230,22 @@ def lstm_cell(features: int) -> Cell:
         y = o * jnp.tanh(c_next)
         return ((y, c_next), y), (h, c, i, f, g, o)
 
-    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        h, c, i, f, g, o = residuals
-        (dh, dc), dout = dy
-        t = jnp.tanh(f * c + i * g)  # cheaper to make again than to keep
-        dh = dh + dout
-        dc = dc + dh * o * (1 - t) * (1 + t)
-        da = jnp.concatenate([dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
-        return {"w": _dw(h, da)}, ((_matmul(da, params["w"].T), dc * f), da)
+    def halves(params: Tree) -> tuple[Callable, Callable]:
+        back = _transposed(params["w"])
 
-    return Cell(f"lstm_cell({features})", _weight(4, features), forward, backward, start=_zeros(features, 2))
+        def pull(residuals: Any, dy: Any) -> tuple[Any, Any]:
+            _, c, i, f, g, o = residuals
+            (dh, dc), dout = dy
+            t = jnp.tanh(f * c + i * g)  # cheaper to make again than to keep
+            dh = dh + dout
+            dc = dc + dh * o * (1 - t) * (1 + t)
+            da = jnp.concatenate(
+                [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
+            return (_matmul(da, back), dc * f), da
+
+        return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
+
+    return _cell(f"lstm_cell({features})", _weight(4, features), forward, halves, _zeros(features, 2))
 
 
 def gru_cell(features: int) -> Cell:
@@ -219,29 +264,57 @@ def gru_cell(features: int) -> Cell:
         y = (1 - z) * n + z * h
         return (y, y), (h, r, z, n, m)
 
-    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        h, r, z, n, m = residuals
-        dh = dy[0] + dy[1]
-        dn = dh * (1 - z) * (1 - n) * (1 + n)
-        dz, dr, dm = dh * (h - n) * z * (1 - z), dn * m * r * (1 - r), dn * r
-        du = jnp.concatenate([dr, dz, dm], -1)
-        db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
-        dx = jnp.concatenate([dr, dz, dn], -1)
-        return {"w": _dw(h, du), "b": db}, (dh * z + _matmul(du, params["w"].T), dx)
+    def halves(params: Tree) -> tuple[Callable, Callable]:
+        back = _transposed(params["w"])
 
-    return Cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, backward, start=_zeros(features, 1))
+        def pull(residuals: Any, dy: Any) -> tuple[Any, Any]:
+            h, r, z, n, m = residuals
+            dh = dy[0] + dy[1]
+            dn = dh * (1 - z) * (1 - n) * (1 + n)
+            dx = jnp.concatenate([dn * m * r * (1 - r), dh * (h - n) * z * (1 - z), dn], -1)
+            return dh * z + _matmul(through(dx, r), back), dx
+
+        def through(dx: jax.Array, r: jax.Array) -> jax.Array:
+            """The cotangent of h w: that of x but for the candidate's third, behind the reset gate."""
+            dr, dz, dn = jnp.split(dx, 3, -1)
+            return jnp.concatenate([dr, dz, dn * r], -1)
+
+        def gradients(residuals: Any, dx: jax.Array) -> Tree:
+            h, r, *_ = residuals
+            du = through(dx, r)
+            dm = du[..., 2 * features:]
+            db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
+            return {"w": _dw(h, du), "b": db}
+
+        return pull, gradients
+
+    return _cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, halves, _zeros(features, 1))
 
 
-def rnn(features: int, **options: Any) -> Layer:
-    """x (B, T, I) -> y (B, T, H): a dense projection of all steps at once, then `recurrent(rnn_cell(H), **options)`."""
-    return chain(dense(features, w_init=XAVIER), recurrent(rnn_cell(features), **options))
+def rnn(features: int, segment: int | None = None, remake: bool = False, **options: Any) -> Layer:
+    """x (B, T, I) -> y (B, T, H): a dense projection of all steps at once, then `recurrent(rnn_cell(H), **options)`.
+
+    segment: so many steps at a time, less memory for the same result; remake: of each segment the carry alone is kept, and the
+    forward runs again in the backward.
+    """
+    return _projected(features, rnn_cell(features), segment, remake, options)
 
 
-def lstm(features: int, **options: Any) -> Layer:
-    """x (B, T, I) -> y (B, T, H): a dense projection of all steps at once, then `recurrent(lstm_cell(H), **options)`."""
-    return chain(dense(4 * features, w_init=XAVIER), recurrent(lstm_cell(features), **options))
+def lstm(features: int, segment: int | None = None, remake: bool = False, **options: Any) -> Layer:
+    """x (B, T, I) -> y (B, T, H): `recurrent(lstm_cell(H), **options)` on a dense projection; the rest as `rnn`."""
+    return _projected(4 * features, lstm_cell(features), segment, remake, options)
 
 
-def gru(features: int, **options: Any) -> Layer:
-    """x (B, T, I) -> y (B, T, H): a dense projection of all steps at once, then `recurrent(gru_cell(H), **options)`."""
-    return chain(dense(3 * features, w_init=XAVIER), recurrent(gru_cell(features), **options))
+def gru(features: int, segment: int | None = None, remake: bool = False, **options: Any) -> Layer:
+    """x (B, T, I) -> y (B, T, H): `recurrent(gru_cell(H), **options)` on a dense projection; the rest as `rnn`."""
+    return _projected(3 * features, gru_cell(features), segment, remake, options)
+
+
+def _projected(width: int, cell: Cell, segment: int | None, remake: bool, options: dict[str, Any]) -> Layer:
+    before = dense(width, w_init=XAVIER)
+    if segment is None:
+        expect(not remake, "remake", "a segment whose carry is kept", "segment=None", "Give both: segment=32, remake=True")
+        return chain(before, recurrent(cell, **options))
+    ok = not {"truncate", "initial"} & {name for name, value in options.items() if value}
+    expect(ok, "segment", "no truncate and no initial beside it", repr(options))
+    return in_segments(before, recurrent(cell, initial=True, **options), cell.start, segment, remake=remake, **options)
