@@ -45,7 +45,8 @@ Alter = Callable[[str, jax.Array], jax.Array]
 @dataclass(frozen=True)
 class Run:
     """`net` names a row of NETS. sick: the kind of alert that is right, "" for a healthy run; also: another that is. alter:
-    (path, leaf) -> leaf of the params at the start. corrupt: (step, batch) -> batch. decay: of the weights, per step and unit of rate."""
+    (path, leaf) -> leaf of the params at the start. corrupt: (step, batch) -> batch. decay: of the weights, per step and unit
+    of rate."""
 
     net: str
     optimizer: str

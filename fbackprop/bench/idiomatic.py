@@ -86,11 +86,12 @@ def convolve(w: jax.Array, x: jax.Array, stride: int = 1) -> jax.Array:
     return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-def cnn(trained: Tree, carried: Tree, batch: Any, pool: Callable = window_pool,
+def cnn(trained: Tree, carried: Tree, batch: Any, pool: Callable = window_pool, pool_first: bool = False,
         wrap: Callable = plainly) -> tuple[jax.Array, Tree]:
     @wrap
     def stage(p: Tree, x: jax.Array) -> jax.Array:
-        return pool(jax.nn.relu(convolve(p["w"], x) + p["b"]))
+        y = convolve(p["w"], x) + p["b"]
+        return jax.nn.relu(pool(y)) if pool_first else pool(jax.nn.relu(y))
 
     x, target = batch
     *stages, head = trained
@@ -142,7 +143,7 @@ def of_resnet(params: Tree) -> tuple[Tree, Tree]:
         around = p[0]  # of the block's skip, or of fan_out and add
         shortcut = {} if len(around) == 1 else {"shortcut": conv_norm_of(around[0][1])}
         main = around[0] if len(around) == 1 else around[0][0]
-        found = {"first": conv_norm_of(main[0]), "second": conv_norm_of(main[2]), **shortcut}
+        found = {"first": conv_norm_of(main[:2]), "second": conv_norm_of(main[3:]), **shortcut}
         return tuple({key: pair[i] for key, pair in found.items()} for i in range(2))  # type: ignore[return-value]
 
     stem, halves = conv_norm_of(stem), [block_of(p) for p in blocks]
@@ -251,13 +252,14 @@ def of_gpts(heads: int, chunks: int, dtype: Any = jnp.float32) -> Idiom:
 
 
 REMAT, SAVED_DOTS = {"wrap": jax.checkpoint}, {"wrap": partial(jax.checkpoint, policy=KEPT.dots_saveable)}
-INSIDE = {"outside": False}
+INSIDE, FIRST = {"outside": False}, {"pool_first": True}
 IDIOMS = {
     "mlp": Idiom(of_mlp, points(mlp, checkpoint_a_layer=REMAT, dots_policy=SAVED_DOTS)),
     "cnn": Idiom(of_mlp, points(
         cnn, pool_of_four={"pool": pool_of_four}, pool_of_slices={"pool": pool_of_slices},
         checkpoint_a_stage=REMAT, pool_of_four_checkpoint={"pool": pool_of_four, **REMAT},
-        pool_of_slices_checkpoint={"pool": pool_of_slices, **REMAT})),
+        pool_of_slices_checkpoint={"pool": pool_of_slices, **REMAT}, slices_before_relu={"pool": pool_of_slices, **FIRST},
+        slices_before_relu_checkpoint={"pool": pool_of_slices, **FIRST, **REMAT})),
     "resnet": Idiom(of_resnet, points(resnet, checkpoint_a_block=REMAT, dots_policy=SAVED_DOTS)),
     "lstm": Idiom(of_lstm, points(
         lstm, product_inside=INSIDE, unroll_4={"unroll": 4}, checkpoint_a_step=REMAT, dots_policy=SAVED_DOTS,

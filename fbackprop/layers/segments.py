@@ -1,0 +1,111 @@
+"""segments: a recurrent layer and the product in front of it, a few steps of the sequence at a time.
+
+Shapes    x (B, T, F), y (B, T, H) or, with last=True, (B, H); a segment is the largest divisor of T up to `size`
+Dtypes    those of the layers
+Units     size in time steps
+Forward   (carry, y of a segment) = over(before(x of the segment)), segment after segment
+Backward  the same in reverse, the carry's cotangent handed on, the weights' gradients added up
+Keeps     what both keep, segment by segment, but for x; with remake=True the carry before every segment alone
+At kinks  those of the layers
+Raises    ValueError: what the layers raise
+Source    Gruslys et al. 2016, Memory-Efficient Backpropagation Through Time, section 3.1; derivation in
+          docs/derivations/recurrent.md
+
+What is in front of a recurrent layer is one large product, several times as wide as x or y; here a segment of it exists at a
+time, and stays in cache until the scan has read it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..compose import expect_parts
+from ..errors import at, expect, expect_floating
+from ..layer import Layer, Tree, join, split
+from .repeat import restore, scan_keeping
+
+
+def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = False, reverse: bool = False,
+                remake: bool = False) -> Layer:
+    """`over` is recurrent with initial=True, and last and reverse as here; start: spec of before's y -> the first carry.
+
+    params: a tuple of two trees, as chain(before, over) has. State: every segment finds the same, the last in time says the Next.
+    """
+    ok = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+    expect(ok, "segment", "a whole number of steps, at least 1", repr(size))
+    parts = (before, over)
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        keys = jax.random.split(key, 2)
+        with at(0, before):
+            first = before.init(keys[0], x)
+            y, _ = jax.eval_shape(before.forward, first, x)
+        with at(1, over):
+            return first, over.init(keys[1], (jax.eval_shape(start, _one_step(y)), y))
+
+    def run(params: Tree, carry: Any, x: jax.Array) -> tuple[Any, Any, Any]:
+        with at(0, before):
+            y, kept = before.forward(params[0], x)
+        with at(1, over):
+            (carry, y), kept_over = over.forward(params[1], (carry, y))
+        return carry, y, (kept, kept_over)
+
+    def cut(x: jax.Array) -> jax.Array:
+        """(B, T, ...) -> (segments, B, size, ...)."""
+        steps = next(n for n in range(min(size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, steps, *x.shape[2:]), 1, 0)
+
+    def forward(params: Tree, x: jax.Array) -> tuple[Any, Any]:
+        expect_parts(params, parts)
+        expect_floating(x=x)
+        expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
+
+        def step(carry: Any, x: jax.Array) -> tuple[Any, Any, Any]:
+            following, y, kept = run(params, carry, x)
+            return following, y, carry if remake else kept
+
+        first = jax.eval_shape(lambda x: before.forward(params[0], x)[0], x)
+        _, ys, kept = scan_keeping(step, start(_one_step(first)), cut(x), reverse)
+        if last:
+            return ys[0 if reverse else -1], (x, kept)
+        return jnp.moveaxis(ys, 0, 1).reshape(*x.shape[:2], *ys.shape[3:]), (x, kept)
+
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        x, (kept, plan) = residuals
+        xs = cut(x)
+        count = len(xs)
+        if last:  # the cotangent of the segment that ran last; the others gave nothing
+            dys = jnp.zeros((count, *dy.shape), dy.dtype).at[0 if reverse else -1].set(dy)
+        else:
+            dys = cut(dy)
+
+        def step(state: Any, at_segment: Any) -> tuple[Any, jax.Array]:
+            dcarry, sums = state
+            x, kept, dy = at_segment
+            found = restore(plan, x, kept)
+            if remake:
+                found, dy = lax.optimization_barrier((found, dy))
+                _, _, found = run(params, found, x)
+            with at(1, over):
+                dover, (dcarry, dmiddle) = over.backward(params[1], found[1], (dcarry, dy))
+            with at(0, before):
+                dbefore, dx = before.backward(params[0], found[0], dmiddle)
+            gradients, successors = split((dbefore, dover))
+            return (dcarry, jax.tree.map(jnp.add, sums, gradients)), (dx, successors)
+
+        spec = jax.eval_shape(lambda x: before.forward(params[0], x)[0], x)
+        zero = jax.tree.map(jnp.zeros_like, (start(_one_step(spec)), split(params)[0]))
+        (_, sums), (dxs, successors) = lax.scan(step, zero, (xs, kept, dys), reverse=not reverse)
+        successors = jax.tree.map(lambda n: n[0 if reverse else -1], successors)
+        return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
+
+    return Layer(f"in_segments({before.name}, {over.name}, {size}{', remake=True' * remake})", init, forward, backward,
+                 parts=parts, rebuild=lambda parts: in_segments(*parts, start, size, last, reverse, remake))
+
+
+def _one_step(y: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((y.shape[0], *y.shape[2:]), y.dtype)
