@@ -178,7 +178,7 @@ def program(name, trained, carried):
 
     def fn(state, batch):
         x, target = batch
-        model = nnx.merge(graph, *state, copy=True)
+        model = nnx.merge(graph, *state)
 
         def loss(model):
             return optax.softmax_cross_entropy_with_integer_labels(model(x), target).mean()
