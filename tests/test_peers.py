@@ -1,7 +1,7 @@
 """The works as users of other libraries write them: their loss and gradients are those of the plain JAX loss."""
 
 import importlib.util
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import jax

@@ -1,13 +1,12 @@
-"""The works of the benchmark as users of Equinox write them: modules for one example under jax.vmap, channels first, optax's loss.
+"""The works of the benchmark as users of Equinox write them: modules for one example, channels first, under jax.vmap.
 
-`program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from `trained`,
-which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so is grads:
-its rest is what rest becomes, running statistics among it. `gradients` gives them the structure and layout of `trained`.
+`program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
+`trained`, which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
+is grads: its rest is what rest becomes, running statistics among it. `gradients` gives the structure and layout of `trained`.
 Batches come channels last: fn turns images round, which is part of what it costs.
 """
 
 from itertools import pairwise
-from math import isqrt
 
 import equinox as eqx
 import jax

@@ -1,8 +1,8 @@
-"""The works of the benchmark as users of Flax write them: NNX modules, optax's loss, nnx.split and nnx.merge around jax's gradient.
+"""The works of the benchmark as users of Flax write them: NNX modules, split and merged at the edge of one jitted function.
 
-`program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from `trained`,
-which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so is grads:
-its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
+`program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
+`trained`, which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
+is grads: its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
 """
 
 from __future__ import annotations

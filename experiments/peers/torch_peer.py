@@ -45,10 +45,11 @@ class Block(nn.Module):
         super().__init__()
         stride = 1 if i == o else 2
         self.first, self.second = ConvNorm(i, o, stride=stride), ConvNorm(o, o)
-        self.shortcut = nn.Identity() if i == o else ConvNorm(i, o, 1, stride)
+        self.shortcut = None if i == o else ConvNorm(i, o, 1, stride)
 
     def forward(self, x):
-        return F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+        y = self.second(F.relu(self.first(x)))
+        return F.relu(y + (self.shortcut(x) if self.shortcut else x))
 
 
 class ResNet(nn.Module):
@@ -134,7 +135,7 @@ def named(name, m):
     if name == "cnn":
         return [*map(affine, m.convs), affine(m.head)]
     if name == "resnet":
-        blocks = [{part: conv_norm(one) for part, one in block.named_children() if isinstance(one, ConvNorm)} for block in m.blocks]
+        blocks = [{part: conv_norm(one) for part, one in block.named_children()} for block in m.blocks]
         return {"stem": conv_norm(m.stem), "blocks": blocks, "head": affine(m.head)}
     if name == "lstm":
         cell = {"wx": m.lstm.weight_ih_l0, "wh": m.lstm.weight_hh_l0, "b": m.lstm.bias_ih_l0}
@@ -195,7 +196,8 @@ class Run:
 
 def program(name, trained, carried, batch, step=False, compiled=False):
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.set_float32_matmul_precision("high")  # TF32 where a GPU has it, as JAX by default
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, as JAX by default
     model = build(name, trained)
     load(name, model, trained, carried)
     model.to(device, memory_format=torch.channels_last)
