@@ -1,0 +1,264 @@
+"""The works of the benchmark as users of Equinox write them: modules for one example, channels first, under jax.vmap.
+
+`program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
+`trained`, which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
+is grads: its rest is what rest becomes, running statistics among it. `gradients` gives the structure and layout of `trained`.
+Batches come channels last: fn turns images round, which is part of what it costs.
+"""
+
+from itertools import pairwise
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class MLP(eqx.Module):
+    layers: list
+
+    def __init__(self, widths, *, key):
+        self.layers = [eqx.nn.Linear(i, o, key=key) for i, o in pairwise(widths)]
+
+    def __call__(self, x):
+        *hidden, head = self.layers
+        for layer in hidden:
+            x = jax.nn.relu(layer(x))
+        return head(x)
+
+
+class CNN(eqx.Module):
+    convs: list
+    pool: eqx.nn.MaxPool2d
+    head: eqx.nn.Linear
+
+    def __init__(self, channels, head, *, key):
+        self.convs = [eqx.nn.Conv2d(i, o, kernel_size=3, padding="SAME", key=key) for i, o in pairwise(channels)]
+        self.pool = eqx.nn.MaxPool2d(kernel_size=2, stride=2)
+        self.head = eqx.nn.Linear(*head, key=key)
+
+    def __call__(self, x):
+        for conv in self.convs:
+            x = self.pool(jax.nn.relu(conv(x)))
+        return self.head(x.ravel())
+
+
+class ConvNorm(eqx.Module):
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self, i, o, kernel=3, stride=1, *, key):
+        self.conv = eqx.nn.Conv2d(i, o, kernel, stride, padding="SAME", use_bias=False, key=key)
+        self.norm = eqx.nn.BatchNorm(o, axis_name="batch", momentum=0.9, mode="batch")
+
+    def __call__(self, x, state):
+        return self.norm(self.conv(x), state)
+
+
+class Block(eqx.Module):
+    first: ConvNorm
+    second: ConvNorm
+    shortcut: ConvNorm | None
+
+    def __init__(self, i, o, *, key):
+        stride = 1 if i == o else 2
+        self.first = ConvNorm(i, o, stride=stride, key=key)
+        self.second = ConvNorm(o, o, key=key)
+        self.shortcut = None if i == o else ConvNorm(i, o, 1, stride, key=key)
+
+    def __call__(self, x, state):
+        y, state = self.first(x, state)
+        y, state = self.second(jax.nn.relu(y), state)
+        if self.shortcut is not None:
+            x, state = self.shortcut(x, state)
+        return jax.nn.relu(y + x), state
+
+
+class ResNet(eqx.Module):
+    stem: ConvNorm
+    blocks: list
+    head: eqx.nn.Linear
+
+    def __init__(self, stem, blocks, head, *, key):
+        self.stem = ConvNorm(*stem, key=key)
+        self.blocks = [Block(i, o, key=key) for i, o in blocks]
+        self.head = eqx.nn.Linear(*head, key=key)
+
+    def __call__(self, x, state):
+        x, state = self.stem(x, state)
+        x = jax.nn.relu(x)
+        for block in self.blocks:
+            x, state = block(x, state)
+        return self.head(x.mean((1, 2))), state
+
+
+class LSTM(eqx.Module):
+    cell: eqx.nn.LSTMCell
+    head: eqx.nn.Linear
+
+    def __init__(self, inputs, head, *, key):
+        self.cell = eqx.nn.LSTMCell(inputs, head[0], key=key)
+        self.head = eqx.nn.Linear(*head, key=key)
+
+    def __call__(self, xs):
+        zeros = jnp.zeros(self.cell.hidden_size)
+        (h, _), _ = jax.lax.scan(lambda hidden, x: (self.cell(x, hidden), None), (zeros, zeros), xs)
+        return self.head(h)
+
+
+class GPTBlock(eqx.Module):
+    norm1: eqx.nn.LayerNorm
+    qkv: eqx.nn.Linear
+    out: eqx.nn.Linear
+    norm2: eqx.nn.LayerNorm
+    up: eqx.nn.Linear
+    down: eqx.nn.Linear
+    heads: int = eqx.field(static=True)
+
+    def __init__(self, width, heads, *, key):
+        self.heads = heads
+        self.norm1, self.norm2 = eqx.nn.LayerNorm(width), eqx.nn.LayerNorm(width)
+        self.qkv, self.out = eqx.nn.Linear(width, 3 * width, key=key), eqx.nn.Linear(width, width, key=key)
+        self.up, self.down = eqx.nn.Linear(width, 4 * width, key=key), eqx.nn.Linear(4 * width, width, key=key)
+
+    def __call__(self, x):
+        qkv = jax.vmap(self.qkv)(jax.vmap(self.norm1)(x))
+        q, k, v = (a.reshape(len(x), self.heads, -1) for a in jnp.split(qkv, 3, axis=-1))
+        x = x + jax.vmap(self.out)(jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+        return x + jax.vmap(self.down)(jax.nn.gelu(jax.vmap(self.up)(jax.vmap(self.norm2)(x))))
+
+
+class GPT(eqx.Module):
+    embedding: eqx.nn.Embedding
+    positions: eqx.nn.Embedding
+    blocks: list
+    norm: eqx.nn.LayerNorm
+
+    def __init__(self, vocabulary, length, width, heads, blocks, *, key):
+        self.embedding = eqx.nn.Embedding(vocabulary, width, key=key)
+        self.positions = eqx.nn.Embedding(length, width, key=key)
+        self.blocks = [GPTBlock(width, heads, key=key) for _ in range(blocks)]
+        self.norm = eqx.nn.LayerNorm(width)
+
+    def __call__(self, tokens):
+        x = jax.vmap(self.embedding)(tokens) + jax.vmap(self.positions)(jnp.arange(len(tokens)))
+        for block in self.blocks:
+            x = block(x)
+        return jax.vmap(self.norm)(x) @ self.embedding.weight.T
+
+
+def build(name, p):
+    """The module of the sizes of p, and its state."""
+    make, key = eqx.nn.make_with_state, jax.random.key(0)
+    if name == "mlp":
+        return make(MLP)([p[0]["w"].shape[0], *(layer["w"].shape[1] for layer in p)], key=key)
+    if name == "cnn":
+        *convs, head = p
+        return make(CNN)([convs[0]["w"].shape[2], *(conv["w"].shape[3] for conv in convs)], head["w"].shape, key=key)
+    if name == "resnet":
+        blocks = [block["first"]["w"].shape[2:] for block in p["blocks"]]
+        return make(ResNet)(p["stem"]["w"].shape[2:], blocks, p["head"]["w"].shape, key=key)
+    if name == "lstm":
+        return make(LSTM)(p["cell"]["wx"].shape[0], p["head"]["w"].shape, key=key)
+    vocabulary, width = p["embedding"].shape
+    return make(GPT)(vocabulary, len(p["positions"]), width, 12 if name == "gpt2-124m" else 4, len(p["blocks"]), key=key)
+
+
+def named(name, m):
+    """The leaves of the module m in the structure of `trained`."""
+    def affine(m):
+        return {"w": m.weight, "b": m.bias}
+
+    def norm(m):
+        return {"scale": m.weight, "bias": m.bias}
+
+    def conv_norm(m):
+        return {"w": m.conv.weight, **norm(m.norm)}
+
+    if name == "mlp":
+        return [affine(layer) for layer in m.layers]
+    if name == "cnn":
+        return [*map(affine, m.convs), affine(m.head)]
+    if name == "resnet":
+        blocks = [{part: conv_norm(one) for part, one in vars(block).items() if one is not None} for block in m.blocks]
+        return {"stem": conv_norm(m.stem), "blocks": blocks, "head": affine(m.head)}
+    if name == "lstm":
+        return {"cell": {"wx": m.cell.weight_ih, "wh": m.cell.weight_hh, "b": m.cell.bias}, "head": affine(m.head)}
+    blocks = [{part: (norm if "norm" in part else affine)(getattr(block, part))
+               for part in ("norm1", "qkv", "out", "norm2", "up", "down")} for block in m.blocks]
+    return {"embedding": m.embedding.weight, "positions": m.positions.weight, "blocks": blocks, "norm": norm(m.norm)}
+
+
+def flat_order(name, tree, back=False):
+    """The rows of a cnn's head in the order of an image flattened channels first, rather than last; or back."""
+    if name != "cnn":
+        return tree
+    *convs, head = tree
+    channels, outputs = convs[-1]["w"].shape[-1], head["w"].shape[-1]
+    cube = head["w"].reshape((channels, -1, outputs) if back else (-1, channels, outputs))
+    return [*convs, {**head, "w": cube.swapaxes(0, 1).reshape(head["w"].shape)}]
+
+
+def is_weight(path):
+    return getattr(path[-1], "key", "") in ("w", "wx", "wh")
+
+
+def load(name, model, trained):
+    """The module with the weights of `trained`, outputs first as Equinox keeps them."""
+    def turn(path, a, like):
+        a = a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T if is_weight(path) else a
+        return a.reshape(like.shape)
+
+    values = jax.tree_util.tree_map_with_path(turn, flat_order(name, trained), named(name, model))
+    return eqx.tree_at(lambda m: jax.tree.leaves(named(name, m)), model, jax.tree.leaves(values))
+
+
+def load_statistics(model, state, carried):
+    pairs = [(model.stem, carried["stem"])]
+    pairs += [(getattr(block, part), stats[part]) for block, stats in zip(model.blocks, carried["blocks"]) for part in stats]
+    for one, stats in pairs:
+        state = state.set(one.norm.batch_state_index, (stats["mean"], stats["var"]))
+    return state
+
+
+def program(name, trained, carried):
+    model, rest = eqx.filter_eval_shape(build, name, trained)
+    rest = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), rest)
+    if carried:
+        rest = load_statistics(model, rest, carried)
+    trainable, static = eqx.partition(load(name, model, trained), eqx.is_inexact_array)
+
+    def loss(trainable, rest, x, target):
+        if name == "gpt2-124m":
+            trainable = jax.tree.map(lambda a: a.astype(jnp.bfloat16), trainable)
+        model = eqx.combine(trainable, static)
+        if name == "resnet":
+            logits, rest = jax.vmap(model, in_axes=(0, None), out_axes=(0, None), axis_name="batch")(x, rest)
+        else:
+            logits = jax.vmap(model)(x)
+        return optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), target).mean(), rest
+
+    def fn(state, batch):
+        x, target = batch
+        x = jnp.moveaxis(x, -1, 1) if name in ("cnn", "resnet") else x
+        (value, rest), grads = eqx.filter_value_and_grad(loss, has_aux=True)(*state, x, target)
+        return value, (grads, rest)
+
+    return fn, (trainable, rest)
+
+
+def gradients(name, grads):
+    def turn(path, a):
+        if a.ndim == 4:
+            return a.transpose(2, 3, 1, 0)
+        return a.ravel() if a.ndim == 3 else a.T if is_weight(path) else a  # 3: the bias of a convolution
+
+    return flat_order(name, jax.tree_util.tree_map_with_path(turn, named(name, grads[0])), back=True)
+
+
+def parts(state):
+    return state
+
+
+def whole(trainable, rest):
+    return trainable, rest

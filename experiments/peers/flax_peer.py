@@ -1,0 +1,202 @@
+"""The works of the benchmark as users of Flax write them: NNX modules, split and merged at the edge of one jitted function.
+
+`program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
+`trained`, which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
+is grads: its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+
+class MLP(nnx.Module):
+    def __init__(self, widths, *, rngs):
+        self.layers = nnx.List([nnx.Linear(i, o, rngs=rngs) for i, o in pairwise(widths)])
+
+    def __call__(self, x):
+        *hidden, head = self.layers
+        for layer in hidden:
+            x = nnx.relu(layer(x))
+        return head(x)
+
+
+class CNN(nnx.Module):
+    def __init__(self, channels, head, *, rngs):
+        self.convs = nnx.List([nnx.Conv(i, o, kernel_size=(3, 3), rngs=rngs) for i, o in pairwise(channels)])
+        self.head = nnx.Linear(*head, rngs=rngs)
+
+    def __call__(self, x):
+        for conv in self.convs:
+            x = nnx.max_pool(nnx.relu(conv(x)), window_shape=(2, 2), strides=(2, 2))
+        return self.head(x.reshape(x.shape[0], -1))
+
+
+class ConvNorm(nnx.Module):
+    def __init__(self, i, o, kernel=3, stride=1, *, rngs):
+        self.conv = nnx.Conv(i, o, kernel_size=(kernel, kernel), strides=stride, use_bias=False, rngs=rngs)
+        self.norm = nnx.BatchNorm(o, momentum=0.9, epsilon=1e-5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.conv(x))
+
+
+class Block(nnx.Module):
+    def __init__(self, i, o, *, rngs):
+        stride = 1 if i == o else 2
+        self.first = ConvNorm(i, o, stride=stride, rngs=rngs)
+        self.second = ConvNorm(o, o, rngs=rngs)
+        self.shortcut = None if i == o else ConvNorm(i, o, 1, stride, rngs=rngs)
+
+    def __call__(self, x):
+        y = self.second(nnx.relu(self.first(x)))
+        return nnx.relu(y + (self.shortcut(x) if self.shortcut else x))
+
+
+class ResNet(nnx.Module):
+    def __init__(self, stem, blocks, head, *, rngs):
+        self.stem = ConvNorm(*stem, rngs=rngs)
+        self.blocks = nnx.List([Block(i, o, rngs=rngs) for i, o in blocks])
+        self.head = nnx.Linear(*head, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x.mean((1, 2)))
+
+
+class LSTM(nnx.Module):
+    def __init__(self, inputs, head, *, rngs):
+        self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(inputs, head[0], rngs=rngs), return_carry=True, rngs=False)
+        self.head = nnx.Linear(*head, rngs=rngs)
+
+    def __call__(self, x):
+        start = self.rnn.cell.initialize_carry(x[:, 0].shape, nnx.Rngs(0))  # zeros
+        (_, h), _ = self.rnn(x, initial_carry=start)
+        return self.head(h)
+
+
+class GPTBlock(nnx.Module):
+    def __init__(self, width, heads, *, dtype, rngs):
+        self.heads = heads
+        self.norm1, self.norm2 = (nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs) for _ in range(2))
+        self.qkv = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.up = nnx.Linear(width, 4 * width, dtype=dtype, rngs=rngs)
+        self.down = nnx.Linear(4 * width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x):
+        q, k, v = (a.reshape(*x.shape[:2], self.heads, -1) for a in jnp.split(self.qkv(self.norm1(x)), 3, axis=-1))
+        x = x + self.out(nnx.dot_product_attention(q, k, v, is_causal=True).reshape(x.shape))
+        return x + self.down(nnx.gelu(self.up(self.norm2(x))))
+
+
+class GPT(nnx.Module):
+    def __init__(self, vocabulary, length, width, heads, blocks, *, dtype, rngs):
+        self.embedding = nnx.Embed(vocabulary, width, dtype=dtype, rngs=rngs)
+        self.positions = nnx.Embed(length, width, dtype=dtype, rngs=rngs)
+        self.blocks = nnx.List([GPTBlock(width, heads, dtype=dtype, rngs=rngs) for _ in range(blocks)])
+        self.norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens):
+        x = self.embedding(tokens) + self.positions(jnp.arange(tokens.shape[-1]))
+        for block in self.blocks:
+            x = block(x)
+        return self.embedding.attend(self.norm(x)).astype(jnp.float32)
+
+
+def build(name, p):
+    """The module of the sizes of p."""
+    rngs = nnx.Rngs(0)
+    if name == "mlp":
+        return MLP([p[0]["w"].shape[0], *(layer["w"].shape[1] for layer in p)], rngs=rngs)
+    if name == "cnn":
+        *convs, head = p
+        return CNN([convs[0]["w"].shape[2], *(conv["w"].shape[3] for conv in convs)], head["w"].shape, rngs=rngs)
+    if name == "resnet":
+        blocks = [block["first"]["w"].shape[2:] for block in p["blocks"]]
+        return ResNet(p["stem"]["w"].shape[2:], blocks, p["head"]["w"].shape, rngs=rngs)
+    if name == "lstm":
+        return LSTM(p["cell"]["wx"].shape[0], p["head"]["w"].shape, rngs=rngs)
+    (vocabulary, width), length, large = p["embedding"].shape, len(p["positions"]), name == "gpt2-124m"
+    dtype = jnp.bfloat16 if large else jnp.float32
+    return GPT(vocabulary, length, width, 12 if large else 4, len(p["blocks"]), dtype=dtype, rngs=rngs)
+
+
+def named(name, m):
+    """The leaves of m, a module's trainable State, in the structure of `trained`."""
+    def affine(m):
+        return {"w": m["kernel"], "b": m["bias"]}
+
+    def norm(m):
+        return {"scale": m["scale"], "bias": m["bias"]}
+
+    def conv_norm(m):
+        return {"w": m["conv"]["kernel"], **norm(m["norm"])}
+
+    if name == "mlp":
+        return [affine(layer) for layer in m["layers"].values()]
+    if name == "cnn":
+        return [*map(affine, m["convs"].values()), affine(m["head"])]
+    if name == "resnet":
+        blocks = [{part: conv_norm(block[part]) for part in block} for block in m["blocks"].values()]
+        return {"stem": conv_norm(m["stem"]), "blocks": blocks, "head": affine(m["head"])}
+    if name == "lstm":
+        cell = m["rnn"]["cell"]
+        weights = {"wx": cell["dense_i"]["kernel"], "wh": cell["dense_h"]["kernel"], "b": cell["dense_h"]["bias"]}
+        return {"cell": weights, "head": affine(m["head"])}
+    blocks = [{part: (norm if "norm" in part else affine)(block[part]) for part in block} for block in m["blocks"].values()]
+    tables = {part: m[part]["embedding"] for part in ("embedding", "positions")}
+    return {**tables, "blocks": blocks, "norm": norm(m["norm"])}
+
+
+def statistics(m):
+    """The running statistics in m, the rest of a resnet's State, in the structure of `carried`."""
+    def of(m):
+        return {"mean": m["norm"]["mean"], "var": m["norm"]["var"]}
+
+    blocks = [{part: of(block[part]) for part in block} for block in m["blocks"].values()]
+    return {"stem": of(m["stem"]), "blocks": blocks}
+
+
+def load(variables, values):
+    """Into Variables, which stand in a tree of the structure of `values`."""
+    jax.tree.map(lambda value, variable: variable.set_value(value), values, variables)
+
+
+def program(name, trained, carried):
+    graph, trainable, rest = nnx.split(nnx.eval_shape(lambda: build(name, trained)), nnx.Param, ...)
+    load(named(name, trainable), trained)
+    if carried:
+        load(statistics(rest), carried)
+
+    def fn(state, batch):
+        x, target = batch
+        model = nnx.merge(graph, *state)
+
+        def loss(model):
+            return optax.softmax_cross_entropy_with_integer_labels(model(x), target).mean()
+
+        value, grads = nnx.value_and_grad(loss)(model)
+        return value, (grads, nnx.state(model, nnx.Not(nnx.Param)))
+
+    return fn, (trainable, rest)
+
+
+def gradients(name, grads):
+    tree = named(name, grads[0])
+    return jax.tree.map(lambda leaf: leaf.get_value(), tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
+
+
+def parts(state):
+    return state
+
+
+def whole(trainable, rest):
+    return trainable, rest

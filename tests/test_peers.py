@@ -1,0 +1,116 @@
+"""The works as users of other libraries write them: their loss and gradients are those of the plain JAX loss."""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fbackprop import convnet, gpt, lstm_classifier, mlp, resnet
+from fbackprop.bench.idiomatic import IDIOMS
+from fbackprop.bench.works import images, tokens
+
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compile"),
+              pytest.mark.filterwarnings("default")]  # the libraries' own warnings are no fault of ours
+
+PEERS = Path(__file__).parents[1] / "experiments" / "peers"
+SMALL = {
+    "mlp": (mlp((8, 8)), images(5, 12)),
+    "cnn": (convnet((4, 6)), images(3, 8, 8, 2)),
+    "resnet": (resnet((4, 8)), images(3, 8, 8, 3)),
+    "lstm": (lstm_classifier(8), images(3, 5, 6)),
+    "gpt": (gpt(31, 12, 16, 4, 2), tokens(31, 2, 12)),
+    "gpt50k": (gpt(53, 12, 16, 4, 1), tokens(53, 2, 9)),
+    "gpt2-124m": (gpt(31, 12, 48, 12, 1), tokens(31, 2, 12)),
+}
+BOUNDS = {name: (2e-2, 5e-2) if name == "gpt2-124m" else (1e-5, 1e-4) for name in SMALL}  # bfloat16 has 8 bits
+
+
+@cache
+def peer(library):
+    pytest.importorskip(library)
+    spec = importlib.util.spec_from_file_location(f"{library}_peer", PEERS / f"{library}_peer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def case(name):
+    """trained, carried, batch, and the plain loss's (value, gradients)."""
+    net, make = SMALL[name]
+    batch = make(0)
+    spec = jax.eval_shape(net.init, jax.random.key(1), batch if "gpt" in name else batch[0])
+    rng = np.random.default_rng(2)  # no bias at 0 and no scale at 1, where a mistake could hide
+    params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape), a.dtype), spec)
+    trained, carried = IDIOMS[name].adapt(params)
+    plain = jax.jit(jax.value_and_grad(IDIOMS[name].points["idiomatic"], has_aux=True))
+    (value, _), grads = plain(trained, carried, batch)
+    return trained, carried, batch, value, grads
+
+
+def judge(name, value, tree):
+    """The largest distance of a leaf relative to its largest entry is within the bound."""
+    *_, expected, grads = case(name)
+    loss, bound = BOUNDS[name]
+    assert float(value) == pytest.approx(float(expected), rel=loss)
+    assert jax.tree.structure(tree) == jax.tree.structure(grads)
+    for (path, a), b in zip(jax.tree.leaves_with_path(tree), jax.tree.leaves(grads)):
+        assert a.shape == b.shape, path
+        assert np.abs(np.asarray(a, np.float32) - b).max() <= bound * np.abs(b).max(), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("library", ["flax", "equinox"])
+def test_a_jax_peer_agrees(library, name):
+    trained, carried, batch, *_ = case(name)
+    fn, state = peer(library).program(name, trained, carried)
+    value, grads = jax.jit(fn)(state, batch)
+    judge(name, value, peer(library).gradients(name, grads))
+
+
+@pytest.mark.parametrize("library", ["flax", "equinox"])
+def test_an_optax_step_goes_around_a_jax_peer(library):
+    import optax
+
+    trained, carried, batch, first, _ = case("resnet")
+    fn, state = peer(library).program("resnet", trained, carried)
+    tx, parts = optax.sgd(0.01), peer(library).parts
+
+    @jax.jit
+    def step(state, opt_state):
+        trainable, _ = parts(state)
+        value, grads = fn(state, batch)
+        grads, rest = parts(grads)
+        updates, opt_state = tx.update(grads, opt_state, trainable)
+        return peer(library).whole(optax.apply_updates(trainable, updates), rest), opt_state, value
+
+    moved, opt_state, _ = step(state, tx.init(parts(state)[0]))
+    assert not all(jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (parts(state)[1], parts(moved)[1]))))
+    assert step(moved, opt_state)[-1] < first
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_torch_agrees(name):
+    trained, carried, batch, *_ = case(name)
+    run = peer("torch").program(name, trained, carried, batch)
+    run()
+    judge(name, run(), peer("torch").gradients(name, run))  # the second: gradients are not added up
+
+
+@pytest.mark.parametrize("name", ["mlp", "gpt"])
+def test_torch_steps(name):
+    trained, carried, batch, first, _ = case(name)
+    run = peer("torch").program(name, trained, carried, batch, step=True)
+    losses = [run() for _ in range(3)]
+    assert losses[0] == pytest.approx(float(first), rel=1e-5)
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_compiled_torch_agrees():
+    trained, carried, batch, *_ = case("mlp")
+    run = peer("torch").program("mlp", trained, carried, batch, compiled=True)
+    judge("mlp", run(), peer("torch").gradients("mlp", run))
