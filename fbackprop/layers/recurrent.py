@@ -37,14 +37,9 @@ XAVIER = jax.nn.initializers.glorot_uniform()
 
 @dataclass(frozen=True)
 class Cell(Layer):
-    """A Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, that knows its first carry.
-
-    halves: `params -> (pull, gradients)`, the backward for many steps: `pull(residuals, dy) -> (dcarry, dx)` of one step, and
-    `gradients(residuals, dx) -> dparams` of all, stacked. What it makes of params alone is made once, not at every step.
-    """
+    """A Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, that knows its first carry."""
 
     start: Callable[[Any], Any] = lambda x: ()  # spec of x_t -> the first carry
-    halves: Callable[[Tree], tuple[Callable, Callable]] | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -129,23 +124,29 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
                  rebuild=lambda parts: recurrent(Cell(**{**vars(parts[0]), "start": cell.start}), **options))
 
 
-def _halves(cell: Cell, params: Tree) -> tuple[Callable, Callable]:
-    """`(pull, gradients)`, the latter of (residuals, dx, (dcarry, dy)), of any cell: for one without halves from its backward."""
-    if cell.halves is None:
-        return (lambda residuals, dy: cell.backward(params, residuals, dy)[1],
-                lambda residuals, _, dy: cell.backward(params, residuals, dy)[0])
-    pull, gradients = cell.halves(params)
-    return pull, lambda residuals, dx, _: gradients(residuals, dx)
+@dataclass(frozen=True)
+class Halves:
+    """A cell's backward in two, so that a scan can ask for each in its time. A cell given another backward has no halves.
 
+    `halves(params) -> (pull, gradients)`: `pull(residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx) -> dparams`
+    of all steps, stacked. What it makes of params alone is made once, not at every step.
+    """
 
-def _cell(name: str, init: Callable, forward: Callable, halves: Callable, start: Callable) -> Cell:
-    """A cell whose backward is its halves, one after the other."""
-    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        pull, gradients = halves(params)
+    halves: Callable[[Tree], tuple[Callable, Callable]]
+
+    def __call__(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        pull, gradients = self.halves(params)
         dcarry, dx = pull(residuals, dy)
         return gradients(residuals, dx), (dcarry, dx)
 
-    return Cell(name, init, forward, backward, start=start, halves=halves)
+
+def _halves(cell: Cell, params: Tree) -> tuple[Callable, Callable]:
+    """`(pull, gradients)`, the latter of (residuals, dx, (dcarry, dy)), of any cell."""
+    if isinstance(cell.backward, Halves):
+        pull, gradients = cell.backward.halves(params)
+        return pull, lambda residuals, dx, _: gradients(residuals, dx)
+    return (lambda residuals, dy: cell.backward(params, residuals, dy)[1],
+            lambda residuals, _, dy: cell.backward(params, residuals, dy)[0])
 
 
 def _transposed(w: jax.Array) -> jax.Array:
@@ -211,7 +212,7 @@ def rnn_cell(features: int) -> Cell:
 
         return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
 
-    return _cell(f"rnn_cell({features})", _weight(1, features), forward, halves, _zeros(features, 1))
+    return Cell(f"rnn_cell({features})", _weight(1, features), forward, Halves(halves), start=_zeros(features, 1))
 
 
 def lstm_cell(features: int) -> Cell:
@@ -245,7 +246,7 @@ def lstm_cell(features: int) -> Cell:
 
         return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
 
-    return _cell(f"lstm_cell({features})", _weight(4, features), forward, halves, _zeros(features, 2))
+    return Cell(f"lstm_cell({features})", _weight(4, features), forward, Halves(halves), start=_zeros(features, 2))
 
 
 def gru_cell(features: int) -> Cell:
@@ -288,7 +289,7 @@ def gru_cell(features: int) -> Cell:
 
         return pull, gradients
 
-    return _cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, halves, _zeros(features, 1))
+    return Cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, Halves(halves), start=_zeros(features, 1))
 
 
 def rnn(features: int, segment: int | None = None, remake: bool = False, **options: Any) -> Layer:
