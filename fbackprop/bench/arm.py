@@ -73,8 +73,8 @@ def of_module(peer: ModuleType, name: str, trained: Tree, rest: Tree) -> Arm:
     fn, state = peer.program(name, trained, rest)
 
     def run(trained: Tree, rest: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
-        value, grads = fn(peer.whole(trained, rest), batch)
-        return value, grads, rest
+        value, found = fn(peer.whole(trained, rest), batch)
+        return value, *peer.parts(found)  # the gradients, and what the rest becomes
 
     return Arm(run, *peer.parts(state))
 

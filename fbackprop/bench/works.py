@@ -51,7 +51,8 @@ class Work:
         """Random weights; jitted, or making them takes longer than measuring."""
         spec = jax.eval_shape(partial(self.batch, 0))
         x = spec if self.loss is None else spec[0]
-        return jax.jit(self.net.init)(jax.random.key(seed, impl="unsafe_rbg"), jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x))
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
+        return jax.jit(self.net.init)(jax.random.key(seed, impl="unsafe_rbg"), zeros)
 
 
 def images(*shape: int) -> Callable[[int], tuple[jax.Array, jax.Array]]:
@@ -86,11 +87,12 @@ WORKS = {work.name: work for work in (
     Work("mlp", at(partial(mlp, (1024, 1024))), CLASSES, images(128, 784)),
     Work("cnn", at(convnet), CLASSES, images(128, 28, 28, 1)),
     Work("resnet", at(resnet), CLASSES, images(32, 32, 32, 3)),
-    Work("lstm", at(partial(lstm_classifier, 256), segments_of_16={"segment": 16}, segments_of_32={"segment": 32},
-                    remade_segments_of_8={"segment": 8, "remake": True}, remade_segments_of_16={"segment": 16, "remake": True},
-                    remade_segments_of_32={"segment": 32, "remake": True}), CLASSES, images(32, 128, 64)),
-    Work("gpt", at(partial(gpt, 1024, 512)), None, tokens(1024, 4, 512)),
-    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4)), None, tokens(50257, 4, 256)),
+    Work("lstm", at(
+        partial(lstm_classifier, 256, segment=32), remade_segments_of_16={"segment": 16, "remake": True},
+        remade_segments_of_4={"segment": 4, "remake": True}), CLASSES, images(32, 128, 64)),
+    Work("gpt", at(partial(gpt, 1024, 512), tiles_of_128={"block": 128, "chunk": 256}), None, tokens(1024, 4, 512)),
+    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), chunks_of_256={"chunk": 256}, chunks_of_64={"chunk": 64}), None,
+         tokens(50257, 4, 256)),
     Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
 )}
 

@@ -34,7 +34,7 @@ from ..layer import Layer, Tree
 from .windows import Windows, added, checked_padding, name, per_axis, windows
 
 Initializer = Callable[..., jax.Array]
-ROWS = 512  # of windows laid side by side at a time: enough for a matmul, few enough for a cache
+ROWS, BYTES = 2048, 2**21 * 5 // 4  # windows laid side by side at a time: enough for a product, few enough for a cache
 
 
 def conv1d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", dilation: Any = 1, groups: int = 1,
@@ -150,7 +150,8 @@ def _dw(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
 def _dw_of_parts(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
     """(*kernel, I, O): for a few examples at a time their windows side by side, transposed, times their dy."""
     batch, rows, acc = len(x), prod(places.length), wide_dtype(x.dtype)
-    part = next((n for n in range(min(batch, max(1, ROWS // rows)), 1, -1) if batch % n == 0), min(batch, 1))
+    most = min(ROWS, BYTES // (prod(places.size) * max(1, x.shape[-1]) * x.dtype.itemsize))
+    part = next((n for n in range(min(batch, max(1, most // rows)), 1, -1) if batch % n == 0), min(batch, 1))
     grouped = lambda a: a.reshape(part * rows, groups, a.shape[-1] // groups)
 
     def add(dw: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
