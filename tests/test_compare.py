@@ -32,7 +32,7 @@ from fbackprop import (
 )
 from fbackprop.cli import main
 from fbackprop.explain.compare import calls, compare
-from fbackprop.explain.flops import count_flops
+from fbackprop.flops import count_flops
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)

@@ -30,12 +30,12 @@ def test_gradients_do_not_depend_on_the_schedule(kind, schedule):
 @pytest.mark.parametrize("n", [1, 2, 7, 10, 30])
 @pytest.mark.parametrize("slots", [1, 2, 3, 5])
 def test_binomial_recomputes_as_little_as_is_possible(n, slots):
-    """Griewank and Walther 2000, proposition 1: r n - comb(slots + r, r - 1) forwards, where n <= comb(slots + r, r) is met first."""
+    """Griewank and Walther 2000, proposition 1: r n - comb(slots + r, r - 1), r the first with n <= comb(slots + r, r)."""
     r = next(r for r in range(n + 1) if comb(slots + r, r) >= n)
     fewest = r * n - comb(slots + r, r - 1) if r else 0
     schedule = binomial(slots, n)
     assert steps_of(schedule) == n
-    assert recomputed(schedule) == fewest  # theirs counts the first sweep too, ours the forwards with residuals: n - 1 either way
+    assert recomputed(schedule) == fewest  # theirs has the first sweep in it, ours those with residuals: n - 1
 
 
 def test_recomputed_is_what_runs():

@@ -21,7 +21,7 @@ import optax
 
 from ..compose import auto_value_and_grad, value_and_grad
 from ..explain.compare import apart
-from ..explain.flops import count_flops
+from ..flops import count_flops
 from ..layer import Tree, merge, split
 from .idiomatic import IDIOMS
 from .works import FULL, Work, find_work
@@ -103,7 +103,8 @@ def stepping(arm: Arm) -> tuple[Callable, Any]:
 
 def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, Any]:
     fn, carry = stepping(arm) if step else (lambda carry, batch: arm.fn(*carry, batch), (arm.trained, arm.carried))
-    lowered = jax.jit(fn, donate_argnums=(0,) if step else ()).lower(carry, batch)
+    jitted: Any = jax.jit(fn, donate_argnums=(0,) if step else ())
+    lowered = jitted.lower(carry, batch)
     began = time.perf_counter()
     compiled = lowered.compile()
     compile_s, memory = time.perf_counter() - began, compiled.memory_analysis()

@@ -1,4 +1,4 @@
-"""Arms in turns, each in a fresh process; their medians, and the ratio of the hand-written chain to every other, pair by pair."""
+"""Arms in turns, each in a fresh process; medians, and the ratio of the hand-written chain to every other, pair by pair."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from statistics import geometric_mean, median
+from statistics import median
 from typing import Any
 
 from ..problem import Failure
@@ -23,7 +23,7 @@ class Point:
     name: str
     ms: list[float] = field(default_factory=list)
     compile_s: list[float] = field(default_factory=list)
-    temp_mb: float | None = None
+    temp_mb: Any = None
     peak_mb: float | None = None
     value: float = float("nan")
 
@@ -88,9 +88,10 @@ def against_tuned(mine: list[Point], tuned: list[Point]) -> dict[str, Any]:
     """
     pairs = [(within(mine, point.temp_mb), point) for point in frontier(tuned)]
     ratios = [ratio(own, point) if own else None for own, point in pairs]
-    return {"time_at_equal_memory": None if None in ratios else max(ratios), "fastest": ratios[0],
+    return {"time_at_equal_memory": None if None in ratios else max(each for each in ratios if each), "fastest": ratios[0],
             "least_memory": min(p.temp_mb for p in mine) / min(p.temp_mb for p in tuned)}
 
 
-def mean_of(ratios: Iterable[float]) -> float:
-    return geometric_mean(ratios)
+def compile_ratio(a: Point, b: Point) -> float:
+    """Median over the rounds of a's seconds to compile over b's."""
+    return median(x / y for x, y in zip(a.compile_s, b.compile_s))

@@ -1,9 +1,9 @@
 """The workloads of `fbackprop bench`: a net, its loss, its batch, and the settings the hand-written chain is measured at.
 
-Sizes, two cores in mind: mlp 784-1024-1024-10 relu, B 128. cnn 28x28x1, two stages of a 3x3 convolution (32, 64), relu and 2x2
-max pooling, dense, B 128. resnet 32x32x3, stem 32, stages 32 64 128 of two blocks, B 32. lstm input 64, H 256, T 128, last state
-to 10 classes, B 32. gpt D 256, 4 heads, 8 blocks, T 512, V 1024, B 4; gpt50k the same with 4 blocks, T 256, V 50257. gpt2-124m,
-for accelerators: D 768, 12 heads, 12 blocks, T 1024, V 50257, B 16, computing in bfloat16, weights float32.
+Sizes, two cores in mind: mlp 784-1024-1024-10 relu, B 128. cnn 28x28x1, two stages of a 3x3 convolution (32, 64), relu and
+2x2 max pooling, dense, B 128. resnet 32x32x3, stem 32, stages 32 64 128 of two blocks, B 32. lstm input 64, H 256, T 128,
+last state to 10 classes, B 32. gpt D 256, 4 heads, 8 blocks, T 512, V 1024, B 4; gpt50k the same with 4 blocks, T 256,
+V 50257. gpt2-124m, for accelerators: D 768, 12 heads, 12 blocks, T 1024, V 50257, B 16, in bfloat16, weights float32.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ WORKS = {work.name: work for work in (
 
 
 def find_work(name: str) -> Work:
-    """A workload by its name, or the user's own file.py:function, as every verb takes it. Raises Problem where there is none."""
+    """A workload by its name, or the user's own file.py:function. Raises Problem where there is none."""
     from ..train.config import TrainConfig
     from ..train.task import own_task
 

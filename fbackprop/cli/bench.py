@@ -50,7 +50,7 @@ def run(argv: list[str]) -> int:
         if peer not in PEERS:
             raise Problem(f"--against {peer!r}: expected some of {', '.join(PEERS)}")
 
-    from ..bench.measure import against_tuned, ask, in_turns, ratio
+    from ..bench.measure import against_tuned, ask, compile_ratio, in_turns, ratio
     from ..train.log import plain
 
     points = points_of(options.work, against)
@@ -69,7 +69,7 @@ def run(argv: list[str]) -> int:
         ratios[peer] = {"time": ratio(first, theirs[0])}
         if theirs[0].temp_mb is not None:
             ratios[peer]["memory"] = first.temp_mb / theirs[0].temp_mb
-            ratios[peer]["compile"] = ratio_of(first.compile_s, theirs[0].compile_s)
+            ratios[peer]["compile"] = compile_ratio(first, theirs[0])
     share = lambda p: check["flops"] / (p.time / 1e3) / peak
     show(console, options, points, ratios, check, share)
     told = lambda p: {**p.as_json, "peak_share": share(p)}
@@ -98,8 +98,8 @@ def points_of(work: str, against: tuple[str, ...]) -> list[Point]:
     for peer in others:
         name = f"{peer.removesuffix('-compile')}_peer.py"
         if not (Path("experiments") / "peers" / name).exists():
-            raise Problem(f"--against {peer}: expected experiments/peers/{name} in the working directory, found none. An installed "
-                          "package holds no peers: clone the repository and go to its root")
+            raise Problem(f"--against {peer}: expected experiments/peers/{name} in the working directory, found none. An "
+                          "installed package holds no peers: clone the repository and go to its root")
     settings = list(IDIOMS[work].points) if work in IDIOMS else [FULL]
     tuned = "jax-tuned" in against
     points = [Point("manual", name) for name in (here.points if tuned else [FULL])]
@@ -109,12 +109,6 @@ def points_of(work: str, against: tuple[str, ...]) -> list[Point]:
         else:
             points.append(Point(peer, settings[0] if peer == "jax" else "idiomatic"))
     return points
-
-
-def ratio_of(mine: list[float], theirs: list[float]) -> float:
-    from statistics import median
-
-    return median(a / b for a, b in zip(mine, theirs))
 
 
 def disagreement(points: list[Point], check: dict[str, Any]) -> str:
@@ -138,11 +132,12 @@ def show(console: Console, options: Options, points: list[Point], ratios: dict[s
     table = Table("peer", "setting", *heads, title=f"{options.work}, {what}: {check['device']}, jax {check['jax']}")
     for p in points:
         found = p.as_json
-        table.add_row(p.peer, p.name, f"{p.time:.1f}", f"{found['spread']:.2f}", "" if p.temp_mb is None else f"{p.temp_mb:.1f}",
-                      f"{found['compile_s']:.1f}", f"{share(p):.2f}", f"{p.value:.6f}")
+        memory = "" if p.temp_mb is None else f"{p.temp_mb:.1f}"
+        table.add_row(p.peer, p.name, f"{p.time:.1f}", f"{found['spread']:.2f}", memory, f"{found['compile_s']:.1f}",
+                      f"{share(p):.2f}", f"{p.value:.6f}")
     console.print(table)
     for peer, each in ratios.items():
-        console.print(f"by hand over {peer}: " + ", ".join(
-            f"{name.replace('_', ' ')} {'out of reach' if value is None else format(value, '.2f')}" for name, value in each.items()))
+        said = {name.replace("_", " "): "out of reach" if value is None else f"{value:.2f}" for name, value in each.items()}
+        console.print(f"by hand over {peer}: " + ", ".join(f"{name} {value}" for name, value in said.items()))
     if check["gradient_error"] is not None:
         console.print(f"largest gradient error {check['gradient_error']:.1e} (bound 1e-05)")

@@ -55,7 +55,7 @@ def run(argv: list[str]) -> int:
     from ..train.loop import fit
     from ..train.parallel import ask_for
     from ..train.progress import Tell
-    from ..train.recipe import start
+    from ..train.recipe import fitted, start
     from ..train.rundir import open_run
 
     if options.force and options.resume:
@@ -66,6 +66,9 @@ def run(argv: list[str]) -> int:
     total = plan(task, config)
     params, batch = start(task, config)
     console = screen(options.quiet)
+    if config.memory:
+        task, needed = fitted(task, config, batch)
+        console.print(f"loss and gradients need {needed / 1e6:.2f} MB of the {config.memory} beside weights and gradients")
     with open_run(config, options.out, options.force, options.resume) as directory:
         if not options.quiet:
             console.print(network_table(task.name, summarize(task.net, task.loss, params, batch)))

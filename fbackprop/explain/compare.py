@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..compose import auto_value_and_grad, map_layers, map_layers_with_path, predict, value_and_grad
+from ..flops import count_flops
 from ..layer import Layer, Next, State, Tree, Wrapped, split
 from ..layers.function import from_function
 from ..rewrite.record import Record, beside_records, records
 from ..verify.gradient_error import gradient_error
-from .flops import count_flops
 from .summary import Row, summarize
 
 KIND = "call"

@@ -128,8 +128,8 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
 class Halves:
     """A cell's backward in two, so that a scan can ask for each in its time. A cell given another backward has no halves.
 
-    `halves(params) -> (pull, gradients)`: `pull(residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx) -> dparams`
-    of all steps, stacked. What it makes of params alone is made once, not at every step.
+    `halves(params) -> (pull, gradients)`: `pull(residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx)
+    -> dparams` of all steps, stacked. What it makes of params alone is made once, not at every step.
     """
 
     halves: Callable[[Tree], tuple[Callable, Callable]]

@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from ..dtypes import is_floating
 from ..errors import expect, show
 from ..layer import Layer, Next, State, Tree, Wrapped, merge, named_leaves, paths, split
 
@@ -33,20 +35,23 @@ def checkpoint(layer: Layer) -> Layer:
     def backward(params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
         # without the barrier XLA merges the second run with the first; with dy in it, the second run waits for its turn
         x, dy = lax.optimization_barrier((x, dy))
-        x = after(x, dy)
-        _, residuals = layer.forward(params, x)
+        _, residuals = layer.forward(params, after(x, dy))
         return layer.backward(params, residuals, dy)
 
     return Layer(f"checkpoint({layer.name})", layer.init, forward, backward, parts=(layer,),
                  rebuild=lambda parts: checkpoint(*parts), wraps=True)
 
 
-def after(x, dy):
-    import jax.numpy as jnp
-    floats=[d for d in jax.tree.leaves(dy) if jnp.issubdtype(d.dtype, jnp.floating) and d.size]
-    if not floats: return x
-    zero = jnp.maximum(-jnp.abs(floats[0].ravel()[0]), 0)
-    return jax.tree.map(lambda a: a+zero.astype(a.dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, x)
+def after(x: Any, dy: Any) -> Any:
+    """x, as a value that cannot be had before dy: on a CPU XLA drops barriers, then merges what it sees is equal.
+
+    A zero made of dy is added, as XLA cannot foresee it; where dy is NaN the gradients are NaN anyway.
+    """
+    floats = [leaf for leaf in jax.tree.leaves(dy) if is_floating(leaf) and leaf.size]
+    if not floats:
+        return x
+    zero = jnp.maximum(-jnp.abs(floats[0][(0,) * floats[0].ndim]), 0)
+    return jax.tree.map(lambda a: a + jnp.broadcast_to(zero.astype(a.dtype), a.shape) if is_floating(a) else a, x)
 
 
 def frozen(layer: Layer) -> Layer:

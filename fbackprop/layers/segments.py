@@ -33,7 +33,7 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
                 remake: bool = False) -> Layer:
     """`over` is recurrent with initial=True, and last and reverse as here; start: spec of before's y -> the first carry.
 
-    params: a tuple of two trees, as chain(before, over) has. State: every segment finds the same, the last in time says the Next.
+    params: a tuple of two trees, as chain(before, over) has. State: every segment finds the same, the last says the Next.
     """
     ok = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     expect(ok, "segment", "a whole number of steps, at least 1", repr(size))
@@ -77,19 +77,15 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         x, (kept, plan) = residuals
         xs = cut(x)
-        count = len(xs)
-        if last:  # the cotangent of the segment that ran last; the others gave nothing
-            dys = jnp.zeros((count, *dy.shape), dy.dtype).at[0 if reverse else -1].set(dy)
-        else:
-            dys = cut(dy)
+        # with last the segment that ran last alone gave something
+        dys = jnp.zeros((len(xs), *dy.shape), dy.dtype).at[0 if reverse else -1].set(dy) if last else cut(dy)
 
-        def step(state: Any, at_segment: Any) -> tuple[Any, jax.Array]:
+        def step(state: Any, at_segment: Any) -> tuple[Any, Any]:
             dcarry, sums = state
             x, kept, dy = at_segment
             found = restore(plan, x, kept)
             if remake:
-                found, dy = lax.optimization_barrier((found, dy))
-                _, _, found = run(params, found, x)
+                _, _, found = run(params, found, x)  # in a scan of its own: nothing to merge it with
             with at(1, over):
                 dover, (dcarry, dmiddle) = over.backward(params[1], found[1], (dcarry, dy))
             with at(0, before):
@@ -104,7 +100,7 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
         return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
 
     return Layer(f"in_segments({before.name}, {over.name}, {size}{', remake=True' * remake})", init, forward, backward,
-                 parts=parts, rebuild=lambda parts: in_segments(*parts, start, size, last, reverse, remake))
+                 parts=parts, rebuild=lambda parts: in_segments(parts[0], parts[1], start, size, last, reverse, remake))
 
 
 def _one_step(y: Any) -> jax.ShapeDtypeStruct:

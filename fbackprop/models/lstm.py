@@ -10,5 +10,5 @@ from .mlp import XAVIER
 
 
 def lstm_classifier(features: int = 128, outputs: int = 10, segment: int | None = None, remake: bool = False) -> Layer:
-    """x (B, T, I) -> (B, outputs): an lstm of `features`, its last output into a dense layer. segment, remake: as `lstm` has."""
+    """x (B, T, I) -> (B, outputs): an lstm of `features`, its last output into a dense layer. segment, remake: as `lstm`."""
     return chain(lstm(features, segment, remake, last=True), dense(outputs, w_init=XAVIER))

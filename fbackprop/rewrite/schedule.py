@@ -10,6 +10,7 @@ the fewest forwards for a number of inputs held at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from itertools import groupby
@@ -19,7 +20,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from ..compose import chain
+from ..compose import chain, map_layers_with_path
 from ..errors import expect
 from ..layer import Layer, Tree
 from ..layers.repeat import Repeat, repeat
@@ -94,8 +95,31 @@ def scheduled(layer: Layer, schedule: Schedule) -> Layer:
                       lambda params, residuals, dy: _paired(inner.backward(params[0], residuals, dy)))
     else:
         whole = _of_chain(layer.parts, schedule)
-    return replace(layer, forward=whole.forward, backward=whole.backward,
+    return replace(layer, name=f"scheduled({layer.name})", forward=whole.forward, backward=whole.backward,
                    rebuild=lambda parts: scheduled(layer.rebuild(parts), schedule))  # type: ignore[misc]
+
+
+def with_schedules(net: Layer, schedules: Mapping[str, Schedule]) -> Layer:
+    """`net` with a schedule for the chain or repeat at each of these paths, on the same params.
+
+    Raises ValueError for a path where none stands.
+    """
+    placed: set[str] = set()
+
+    def place(path: str, layer: Layer) -> Layer:
+        if path not in schedules or not can_stand(layer):
+            return layer
+        placed.add(path)
+        return scheduled(layer, schedules[path])
+
+    net = map_layers_with_path(net, place)
+    expect(placed == set(schedules), "schedules", "the paths of chains and repeats", f"none at {sorted({*schedules} - placed)}")
+    return net
+
+
+def can_stand(layer: Layer) -> bool:
+    """Whether a schedule makes a difference here: several steps, and none yet."""
+    return layer.name.startswith(("chain(", "repeat(")) and (isinstance(layer, Repeat) or len(layer.parts) > 1)
 
 
 def length(layer: Layer) -> int:

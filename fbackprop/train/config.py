@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -50,6 +51,8 @@ class TrainConfig:
     """KIND:X: value:X each number, norm:X the whole gradient, layer:X each layer's, adaptive:X relative to the weights."""
     accumulate: int = 1
     """Parts a batch is cut into, one after the other: the same gradient in less memory."""
+    memory: str | None = None
+    """Bytes that loss and gradients may take beside weights and gradients, as 300MB: checkpoints are placed until they fit."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """What layers compute in; weights stay float32, and float16 has its loss scaled."""
     devices: int = 1
@@ -95,6 +98,11 @@ class TrainConfig:
             if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
                 raise Problem(f"weight_decay: expected a finite number of at least 0, got {self.weight_decay}")
         _check_clip(self.clip)
+        if self.memory is not None:
+            memory_bytes(self.memory)
+            for name, wanted in (("devices", 1), ("backward", "manual")):
+                if getattr(self, name) != wanted:
+                    raise Problem(f"memory: expected {name} {wanted} beside it, got {getattr(self, name)}")
         Thresholds.of(self.alerts)
         if self.steps is not None and self.epochs is not None:
             raise Problem("steps and epochs: expected one of them, got both. Leave one out")
@@ -103,6 +111,14 @@ class TrainConfig:
 CHOICES = {name: get_args(hint) for name, hint in get_type_hints(TrainConfig).items() if get_origin(hint) is Literal}
 DECAYING = ("adamw", "lion")
 CLIPPED = ("value", "norm", "layer", "adaptive")
+
+
+def memory_bytes(text: str) -> float:
+    """300MB -> 3e8; B, kB, MB and GB are powers of 1000. Raises Problem."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(B|kB|MB|GB)", text)
+    if not found or not float(found[1]) > 0:
+        raise Problem(f"memory: expected a number above 0 and B, kB, MB or GB, for example 300MB, got {text!r}")
+    return float(found[1]) * 1000.0 ** ("B", "kB", "MB", "GB").index(found[2])
 
 
 def _check_clip(clip: str | None) -> None:

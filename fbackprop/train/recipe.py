@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +13,11 @@ import jax
 from ..compose import ValueAndGrad, auto_value_and_grad, value_and_grad
 from ..layer import Layer, Tree
 from ..problem import Problem
+from ..rewrite.plan import planned
 from ..rewrite.precision import PRECISIONS, with_precision
+from ..rewrite.schedule import with_schedules
 from .accumulate import accumulate, microbatches
-from .config import TrainConfig
+from .config import TrainConfig, memory_bytes
 from .parallel import data_parallel, devices, replicate, shard
 from .task import Task, users_code
 
@@ -22,6 +25,20 @@ from .task import Task, users_code
 def computed(task: Task, config: TrainConfig) -> Layer:
     """The task's network in the precision it is trained in; params and paths are those of the task's own."""
     return task.net if config.precision == "float32" else with_precision(task.net, PRECISIONS[config.precision])
+
+
+def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
+    """The task with checkpoints placed so that a step's loss and gradients take at most config.memory, and the bytes they take.
+
+    Raises Problem with the least possible where that is less.
+    """
+    if config.accumulate > 1:
+        batch = jax.eval_shape(lambda: jax.tree.map(lambda a: a[0], microbatches(batch, config.accumulate)))
+    try:
+        found = planned(computed(task, config), task.loss, batch, memory_bytes(config.memory or ""))
+    except ValueError as error:
+        raise Problem(f"memory: {error}") from error
+    return replace(task, net=with_schedules(task.net, found.schedules)), found.temp_bytes
 
 
 def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:

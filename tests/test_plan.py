@@ -1,0 +1,91 @@
+"""The planner: what it returns fits, computes the same, and what cannot fit is told."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fbackprop import chain, checkpoint, dense, mse, plan, planned, repeat, skip, tanh, value_and_grad
+from fbackprop.cli import main
+from fbackprop.problem import Problem
+from fbackprop.rewrite.plan import sites_of, temp_bytes
+from fbackprop.train.config import memory_bytes
+
+X = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
+BATCH = (X, X)
+
+
+def needs(net):
+    return temp_bytes(net, mse(), jax.eval_shape(net.init, jax.random.key(0), X), BATCH)
+
+
+NETS = {"a chain": chain(*(chain(tanh(), dense(64)) for _ in range(24))),
+        "a repeat": chain(dense(64), repeat(chain(tanh(), dense(64)), 36), tanh()),
+        "inside a wrapper": skip(chain(dense(64), checkpoint(tanh()), repeat(chain(tanh(), dense(64)), 36)))}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_plan_fits_and_its_gradients_are_the_same(name):
+    net = NETS[name]
+    budget = 0.6 * needs(net)
+    found = planned(net, mse(), BATCH, budget)
+    assert found.temp_bytes == needs(found.net) <= budget
+    assert found.schedules
+    assert found.again_flops > 0
+    x = jax.random.normal(jax.random.key(0), (4, 64))
+    params = net.init(jax.random.key(1), x)
+    want, got = (jax.jit(value_and_grad(n, mse()))(params, (x, x)) for n in (net, found.net))
+    chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_what_fits_is_left_alone():
+    net = NETS["a chain"]
+    assert plan(net, mse(), BATCH, 1e12) is net
+
+
+@pytest.mark.parametrize("name", ["a chain", "a repeat"])
+def test_bytes_are_foretold_within_a_tenth(name):
+    """From shapes and the bytes of the net as it stands."""
+    net = NETS[name]
+    found = planned(net, mse(), BATCH, 0.6 * needs(net))
+    assert found.predicted_bytes == pytest.approx(found.temp_bytes, rel=0.1)
+
+
+def test_what_cannot_fit_is_told_with_the_least_possible():
+    with pytest.raises(ValueError, match=r"budget: expected at least \d.*the least found.*got 0\.00 MB") as error:
+        plan(NETS["a repeat"], mse(), BATCH, 1000)
+    least = float(str(error.value).split("at least ")[1].split(" MB")[0])
+    assert least * 1e6 < 0.6 * needs(NETS["a repeat"])
+    with pytest.raises(ValueError, match="above 0"):
+        plan(NETS["a repeat"], mse(), BATCH, 0)
+
+
+def test_a_site_counts_what_a_step_keeps():
+    """tanh's y is the dense layer's x: one array a step; a block that keeps its input too has two."""
+    params = jax.eval_shape(NETS["a repeat"].init, jax.random.key(0), X)
+    site = {site.path: site for site in sites_of(NETS["a repeat"], params, X)}["1"]
+    one = 2048 * 64 * 4
+    assert site.inputs == (one,) * 37
+    assert site.own == (one,) * 36
+    assert site.x_kept == (False,) * 36
+
+
+def test_memory_is_read():
+    assert [memory_bytes(text) for text in ("300MB", "1.5 GB", "20kB", "7B")] == [3e8, 1.5e9, 2e4, 7]
+    for wrong in ("300", "MB", "-1MB", "0MB", "300mb", "1e3MB", ""):
+        with pytest.raises(Problem, match="memory: expected a number above 0"):
+            memory_bytes(wrong)
+
+
+@pytest.mark.slow
+def test_train_keeps_to_its_memory(tmp_path, capsys):
+    arguments = ["train", "lstm", "--steps", "2", "--batch-size", "16", "--watch-every", "0", "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--memory", "1kB"]) == 2
+    error = capsys.readouterr().err
+    assert "memory: budget: expected at least" in error
+    assert not (tmp_path / "run").exists()
+    assert main([*arguments, "--memory", "1GB"]) == 0
+    assert "MB of the 1GB" in capsys.readouterr().out
+    for wrong in (["--devices", "2"], ["--backward", "auto"]):
+        assert main([*arguments, "--memory", "1GB", *wrong]) == 2
+        assert "memory: expected" in capsys.readouterr().err
