@@ -102,9 +102,9 @@ def stepping(arm: Arm) -> tuple[Callable, Any]:
 
 
 def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, Any]:
-    fn, carry = stepping(arm) if step else (lambda carry, batch: arm.fn(*carry, batch), (arm.trained, arm.carried))
-    jitted: Any = jax.jit(fn, donate_argnums=(0,) if step else ())
-    lowered = jitted.lower(carry, batch)
+    whole: tuple[Callable, Any] = (lambda carry, batch: arm.fn(*carry, batch), (arm.trained, arm.carried))
+    fn, carry = stepping(arm) if step else whole
+    lowered = jax.jit(fn, donate_argnums=(0,) if step else ()).lower(carry, batch)
     began = time.perf_counter()
     compiled = lowered.compile()
     compile_s, memory = time.perf_counter() - began, compiled.memory_analysis()
