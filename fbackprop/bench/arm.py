@@ -102,8 +102,10 @@ def stepping(arm: Arm) -> tuple[Callable, Any]:
 
 
 def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, Any]:
-    whole: tuple[Callable, Any] = (lambda carry, batch: arm.fn(*carry, batch), (arm.trained, arm.carried))
-    fn, carry = stepping(arm) if step else whole
+    def plain(carry: Any, batch: Any) -> Any:
+        return arm.fn(carry[0], carry[1], batch)
+
+    fn, carry = stepping(arm) if step else (plain, (arm.trained, arm.carried))
     lowered = jax.jit(fn, donate_argnums=(0,) if step else ()).lower(carry, batch)
     began = time.perf_counter()
     compiled = lowered.compile()
