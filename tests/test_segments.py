@@ -61,8 +61,8 @@ def test_a_rewritten_cell_is_still_asked():
     params = lstm(4).init(KEY, X)
     right, twice = (split(vjp(net, params, X)[1](jnp.ones((3, 12, 4)))[0])[0]
                     for net in (lstm(4), map_layers(lstm(4), doubled)))
-    chex.assert_trees_all_close(twice[1][0]["w"], 2 * right[1][0]["w"], rtol=1e-5)
-    chex.assert_trees_all_close(twice[0], right[0], rtol=1e-5)
+    chex.assert_trees_all_close(twice[1][0]["w"], 2 * right[1][0]["w"], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(twice[0], right[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("options", "message"), [
