@@ -16,6 +16,7 @@ from rich.table import Table
 
 from ..problem import FileProblem, Problem
 from .options import screen
+from .signals import between_steps
 
 
 def graded(options: Any) -> int:
@@ -35,14 +36,15 @@ def graded(options: Any) -> int:
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed  # one nobody knew beforehand
     limits, began = Limits(options.seconds, options.memory * 10**6), time.perf_counter()
     table, counts, passed = Table("file", "exercise", "verdict", "why", "seconds"), Counter[str](), True
-    for one in grade(files, options.exercise, options.function, seed, limits, min(jobs, os.cpu_count() or 1)):
-        if options.json:
-            print(json.dumps(one.row), flush=True)
-        else:
-            print(f"{one.file}: {one.verdict}", file=sys.stderr)
-        table.add_row(one.file, one.exercise or "", one.verdict, one.why, f"{one.seconds:.1f}")
-        counts[one.verdict] += 1
-        passed = passed and one.passed
+    with between_steps() as check:
+        for one in grade(files, options.exercise, options.function, seed, limits, min(jobs, os.cpu_count() or 1), check):
+            if options.json:
+                print(json.dumps(one.row), flush=True)
+            else:
+                print(f"{one.file}: {one.verdict}", file=sys.stderr)
+            table.add_row(one.file, one.exercise or "", one.verdict, one.why, f"{one.seconds:.1f}")
+            counts[one.verdict] += 1
+            passed = passed and one.passed
     seconds = round(time.perf_counter() - began, 1)
     if options.json:
         verdicts = {verdict.lower(): counts[verdict] for verdict in VERDICTS}

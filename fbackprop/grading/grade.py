@@ -9,8 +9,8 @@ import re
 import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -67,11 +67,12 @@ class Grade:
 
 
 def grade(files: Sequence[Path], exercise: str | None = None, function: str = "layer", seed: int = 0,
-          limits: contain.Limits | None = None, jobs: int = 1) -> Iterator[Grade]:
+          limits: contain.Limits | None = None, jobs: int = 1, check: Callable[[], None] = lambda: None) -> Iterator[Grade]:
     """A Grade of every file, in order, `jobs` of them running at a time.
 
     exercise: which one they all are, by its name or as a teacher's own file.py; None: each says so by EXERCISE = "name".
-    Every file is read before the first is run. Raises Problem when there is no such exercise.
+    check: called while waiting; what it raises ends all of them. Every file is read before the first is run. Raises Problem
+    when there is no such exercise.
     """
     if exercise is not None and not exercise.endswith(".py") and exercise not in EXERCISES:
         raise Problem(f"exercise {exercise!r}: expected one of {', '.join(EXERCISES)}, or your own file.py")
@@ -84,6 +85,8 @@ def grade(files: Sequence[Path], exercise: str | None = None, function: str = "l
         try:
             runs = [pool.submit(run, source, references.get(name or "")) for source, name in zip(sources, names)]
             for file, name, future in zip(files, names, runs):
+                while not wait([future], timeout=0.2).done:
+                    check()
                 seconds, answer = future.result()
                 judged = answer if isinstance(answer, Judgement) else references[name or ""].judge(answer)
                 yield _graded(file, name, judged, seconds)
