@@ -25,6 +25,8 @@ from ..dtypes import is_floating
 from ..errors import expect, show
 from ..layer import Layer, Next, State, Tree, Wrapped, merge, named_leaves, paths, split
 
+BARRIERS_FALL = jax.__version_info__ < (0, 11)  # later ones keep them on a CPU, where the zero would cost a copy of x
+
 
 def checkpoint(layer: Layer) -> Layer:
     """Keeps only x and runs the forward again in the backward; residuals no rule reads are not made again."""
@@ -48,7 +50,7 @@ def after(x: Any, dy: Any) -> Any:
     A zero made of dy is added, as XLA cannot foresee it; where dy is NaN the gradients are NaN anyway.
     """
     floats = [leaf for leaf in jax.tree.leaves(dy) if is_floating(leaf) and leaf.size]
-    if not floats:
+    if not floats or not BARRIERS_FALL:
         return x
     zero = jnp.maximum(-jnp.abs(floats[0][(0,) * floats[0].ndim]), 0)
     return jax.tree.map(lambda a: a + jnp.broadcast_to(zero.astype(a.dtype), a.shape) if is_floating(a) else a, x)
