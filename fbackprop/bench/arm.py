@@ -53,6 +53,7 @@ def arm_of(work: Work, peer: str, point: str, seed: int) -> Arm:
 
 
 def of_chain(fn: Callable, params: Tree) -> Arm:
+    """Of `value_and_grad(net, loss)` or its automatic twin: `fn(params, batch) -> (value, grads)`."""
     def run(trained: Tree, state: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
         value, grads = fn(merge(trained, state), batch)
         gradients, successors = split(grads)
@@ -62,6 +63,7 @@ def of_chain(fn: Callable, params: Tree) -> Arm:
 
 
 def of_loss(loss: Callable, trained: Tree, rest: Tree) -> Arm:
+    """jax.grad of `loss(trained, rest, batch) -> (value, rest)`."""
     def run(trained: Tree, rest: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
         (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(trained, rest, batch)
         return value, grads, rest
@@ -70,6 +72,7 @@ def of_loss(loss: Callable, trained: Tree, rest: Tree) -> Arm:
 
 
 def of_module(peer: ModuleType, name: str, trained: Tree, rest: Tree) -> Arm:
+    """Of a Flax or Equinox module that `peer.program` has given these weights."""
     fn, state = peer.program(name, trained, rest)
 
     def run(trained: Tree, rest: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
@@ -102,6 +105,7 @@ def stepping(arm: Arm) -> tuple[Callable, Any]:
 
 
 def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, Any]:
+    """Compiled, then run for so many seconds. peak_mb: of the whole process, where the device tells it."""
     def plain(carry: Any, batch: Any) -> Any:
         return arm.fn(carry[0], carry[1], batch)
 
@@ -125,6 +129,7 @@ def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, A
 
 
 def measure_torch(work: Work, peer: str, step: bool, seed: int, seconds: float) -> dict[str, Any]:
+    """compile_s is the first run's; PyTorch has no figure like XLA's temporary bytes."""
     trained, rest = map(host, jax.jit(IDIOMS[work.name].adapt)(work.params(seed)))
     batch = host(work.batch(seed))
     began = time.perf_counter()
@@ -167,6 +172,7 @@ def host(tree: Any) -> Any:
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
+    """What `measure.ask` asks for: an arm measured, the check of the gradients, or the device's peak."""
     work, peer, seed, seconds = find_work(request["work"]), request["peer"], request["seed"], request["seconds"]
     if peer == "peak":
         return matmul_peak(work.narrow, seconds)

@@ -32,6 +32,7 @@ class Idiom:
 
 
 def points(loss: Loss, **tuned: dict[str, Any]) -> dict[str, Loss]:
+    """`loss` as it is, and under every setting, by the setting's name in words."""
     return {"idiomatic": loss, **{name.replace("_", " ").strip(): partial(loss, **options) for name, options in tuned.items()}}
 
 
