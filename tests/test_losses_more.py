@@ -18,9 +18,11 @@ from fbackprop import (
     inference,
     linear_cross_entropy,
     mse,
+    predict,
     softmax_cross_entropy,
     vjp,
 )
+from fbackprop.flops import count_flops
 from fbackprop.verify.oracles import quick_jit as jit
 
 RNG = np.random.default_rng(0)
@@ -254,7 +256,22 @@ def test_the_logits_are_never_whole(axis, chunk):
     assert temp(linear_cross_entropy(5000)) >= whole
     residuals = jax.eval_shape(linear_cross_entropy(5000, chunk, axis).forward,
                                {"w": jax.ShapeDtypeStruct((5000, 32), np.float32)}, spec)[1]
-    assert sum(leaf.size for leaf in jax.tree.leaves(residuals)) == 512 * 32 + 2 * 512  # h, target, one number a row
+    # dh, dw, db and 1 / M, as the backward returns them; or h, target and one number a row
+    kept = 512 * 32 + 5000 * 32 + 5000 + 1 if axis == "tokens" else 512 * 32 + 2 * 512
+    assert sum(leaf.size for leaf in jax.tree.leaves(residuals)) == kept
+
+
+def test_tiles_of_tokens_make_the_logits_once_and_a_loss_alone_makes_no_gradients():
+    spec = (jax.ShapeDtypeStruct((512, 32), np.float32), jax.ShapeDtypeStruct((512,), np.int32))
+    params, product = {"w": jax.ShapeDtypeStruct((5000, 32), np.float32)}, 2 * 512 * 32 * 5000
+
+    def products(fn, chunk, axis):
+        return count_flops(partial(fn, linear_cross_entropy(5000, chunk, axis)), params, spec) / product
+
+    for chunk in (None, 128):
+        assert products(run.__wrapped__, chunk, "tokens") == pytest.approx(3, abs=0.3)
+        assert products(lambda loss, *given: predict(loss)(*given), chunk, "tokens") == pytest.approx(1, abs=0.2)
+    assert products(run.__wrapped__, 128, "vocabulary") == pytest.approx(4, abs=0.5)
 
 
 # ---- errors

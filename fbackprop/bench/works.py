@@ -90,9 +90,8 @@ WORKS = {work.name: work for work in (
     Work("lstm", at(
         partial(lstm_classifier, 256, segment=32), remade_segments_of_16={"segment": 16, "remake": True},
         remade_segments_of_4={"segment": 4, "remake": True}), CLASSES, images(32, 128, 64)),
-    Work("gpt", at(partial(gpt, 1024, 512), tiles_of_128={"block": 128, "chunk": 256}), None, tokens(1024, 4, 512)),
-    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), chunks_of_256={"chunk": 256}, chunks_of_64={"chunk": 64}), None,
-         tokens(50257, 4, 256)),
+    Work("gpt", at(partial(gpt, 1024, 512), tiles_of_128={"block": 128}), None, tokens(1024, 4, 512)),
+    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), chunks_of_64={"chunk": 64}), None, tokens(50257, 4, 256)),
     Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
 )}
 

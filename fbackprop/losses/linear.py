@@ -7,14 +7,15 @@ Units     nats; mean over the rows that are not ignored, M of them
 Forward   x = h w^T + b; l = lse(x) - (1 - a) x[target] - a mean(x) over V; value = sum l / M
 Backward  g = p - (1 - a) one_hot - a / V, 0 in ignored rows; dh = g w / M; dw = g^T h / M; db = sum of g over rows / M;
           times dvalue. M = 0: value and cotangents are 0
-Keeps     h, target and the log-sum-exp of every row: a tile of x is made again from h and w when its g is needed, at the cost
-          of one product more (4 where the whole logits cost 3). One number a row is enough, for x carries the rounding of its
-          own dot product, as large as that of lse
+Keeps     dh, dw and db but for dvalue / M: a value has one cotangent, a number, so they are made while a tile's x is there (3
+          products; no residual is larger than what the backward returns). Tiles of classes keep h, target and the log-sum-exp
+          of every row instead, and make x again when all lse are known (4 products). One number a row is enough, for x carries
+          the rounding of its own dot product, as large as that of lse
 At kinks  none
 Raises    TypeError: params without w (and b), no pair; ValueError: shapes, dtypes, an empty mean. A class number outside 0..V-1
           that is not ignore_index gives NaN, in the value and in its row of dh: values cannot raise inside jit
-Source    elementary; tiles with a running maximum: Milakov and Gimelshein 2018, section 3; derivation in
-          docs/derivations/losses.md
+Source    elementary; tiles with a running maximum: Milakov and Gimelshein 2018, section 3; gradients in the forward: Hsu et
+          al. 2024, Liger Kernel, section 3.2; derivation in docs/derivations/losses.md
 
 A tile is some rows by some classes: `chunk` tokens by all classes, or all tokens by `chunk` classes. Where the chunk does not
 divide, the last tile overlaps the one before it and leaves out what has been counted: no padded copy of h or w is made.
@@ -67,57 +68,77 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
         w = w_init(key, shape, h.dtype) if min(shape) else jnp.zeros(shape, h.dtype)
         return {"w": w, "b": jnp.zeros(vocabulary, h.dtype)} if bias else {"w": w}
 
+    at_once = axis == AXES[0]  # a tile has all classes of its rows: g is known as soon as the logits are
+
     def forward(params: Tree, x: Any) -> tuple[jax.Array, Any]:
         h, target = _checked(params, x, names, vocabulary)
         expect(h.size > 0, "h", "at least one row", h, "Is the batch empty?")
         expect_array("target", target)
         rows, labels = _rows(h), class_numbers(target, h.shape[:-1]).reshape(-1)
-        n = len(labels)
+        n, ignored = len(labels), is_index(labels, ignore_index)
 
         def tile(carry: Any, spot: Any) -> tuple[Any, None]:
-            top, mass, picked, spread = (_take(so_far, spot[0][0], size[0]) for so_far in carry)
-            x, hot, fresh, _ = _tile(params, rows, labels, spot, size)
-            picked = picked + jnp.sum(jnp.where(hot & fresh, x, 0), axis=-1)
+            so_far, sums = carry
+            (r, _), _ = spot
+            top, mass, picked, spread = (_take(each, r, size[0]) for each in so_far)
+            x, hot, fresh, w = _tile(params, rows, labels, spot, size)
+            picked = picked + _picked(x, labels, spot)
             spread = spread + jnp.sum(jnp.where(fresh, x, 0), axis=-1) if a else spread
             x = jnp.where(fresh, x, -jnp.inf)
             new = lax.stop_gradient(jnp.maximum(top, jnp.max(x, axis=-1)))
             base = jnp.where(new == -jnp.inf, 0, new)  # no class so far: exp(-inf - 0) = 0, where exp(-inf + inf) is NaN
-            mass = mass * jnp.exp(top - base) + jnp.sum(jnp.exp(x - column(base, x)), axis=-1)
-            return tuple(_put(so_far, now, spot[0][0]) for so_far, now in zip(carry, (new, mass, picked, spread))), None
+            p = jnp.exp(x - column(base, x))
+            mass = mass * jnp.exp(top - base) + jnp.sum(p, axis=-1)
+            so_far = tuple(_put(each, now, r) for each, now in zip(so_far, (new, mass, picked, spread)))
+            if at_once:
+                p = p * column(1 / mass, p)  # made from the exp above: a second one would cost as much as half a product
+                sums = pull(sums, p, hot, fresh & ~column(_take(ignored, r, size[0]), p), w, rows, labels, spot)
+            return (so_far, sums), None
 
         size = _tile_size(n, vocabulary, chunk, axis)
         zeros = wide(jnp.zeros(n, h.dtype))
-        top, mass, picked, spread = _walk(tile, (zeros - jnp.inf, zeros, zeros, zeros), (n, vocabulary), size)
+        start = (zeros - jnp.inf, zeros, zeros, zeros), (_sums(rows, params["w"]) if at_once else ())
+        (top, mass, picked, spread), sums = _walk(tile, start, (n, vocabulary), size)
         lse = top + jnp.log(mass)
         losses = lse - (1 - a) * picked - a / vocabulary * spread
         losses = jnp.where(_legal(labels, vocabulary), losses, jnp.nan)
-        ignored = is_index(labels, ignore_index)
-        value = jnp.sum(jnp.where(ignored, 0, losses)) * inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
-        return value, (h, labels, lse)
+        share = inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
+        value = jnp.sum(jnp.where(ignored, 0, losses)) * share
+        if not at_once:
+            return value, (h, labels, lse)
+        dh, *dparams = sums
+        return value, (dh.astype(h.dtype).reshape(h.shape), dparams, share)
 
-    def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
-        h, labels, lse = residuals
+    def pull(sums: Any, p: jax.Array, hot: jax.Array, counts: jax.Array, w: jax.Array, rows: jax.Array, labels: jax.Array,
+             spot: Any) -> Any:
+        """A tile's part of dh, dw and db, not yet divided by M: g / M is too small for float16."""
+        (dh, dw, db), ((r, c), _), n = sums, spot, len(p)
+        g = p - jnp.where(hot, 1 - a, 0) - a / vocabulary
+        g = jnp.where(column(_take(_legal(labels, vocabulary), r, n), g), g, jnp.nan)
+        g = jnp.where(counts, g, 0)
+        dh = _add(dh, _product("nv,vd->nd", g, w), r)
+        dw = _add(dw, _product("nv,nd->vd", g, _take(rows, r, n)), c)
+        return dh, dw, _add(db, jnp.sum(g, axis=0), c) if bias else db
+
+    def again(params: Tree, h: jax.Array, labels: jax.Array, lse: jax.Array) -> tuple[Any, ...]:
+        """The same from logits made a second time: a tile of some classes cannot know lse before the last has been seen."""
         rows, ignored = _rows(h), is_index(labels, ignore_index)
-        legal = _legal(labels, vocabulary)
 
         def tile(sums: Any, spot: Any) -> tuple[Any, None]:
-            dh, dw, db = sums
-            (r, c), n = spot[0], size[0]
+            (r, _), _ = spot
             x, hot, fresh, w = _tile(params, rows, labels, spot, size)
-            g = jnp.exp(x - column(_take(lse, r, n), x)) - jnp.where(hot, 1 - a, 0) - a / vocabulary
-            g = jnp.where(column(_take(legal, r, n), x), g, jnp.nan)
-            g = jnp.where(fresh & ~column(_take(ignored, r, n), x), g, 0)
-            dh = _add(dh, _product("nv,vd->nd", g, w), r)
-            dw = _add(dw, _product("nv,nd->vd", g, _take(rows, r, n)), c)
-            return (dh, dw, _add(db, jnp.sum(g, axis=0), c)), None
+            counts = fresh & ~column(_take(ignored, r, size[0]), x)
+            return pull(sums, jnp.exp(x - column(_take(lse, r, size[0]), x)), hot, counts, w, rows, labels, spot), None
 
         size = _tile_size(len(labels), vocabulary, chunk, axis)
-        w = params["w"]
-        sums = tuple(jnp.zeros(shape, lse.dtype) for shape in (rows.shape, w.shape, w.shape[:1]))
-        sums = _walk(tile, sums, (len(labels), vocabulary), size)
-        scale = dvalue * inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
-        dh, dw, db = ((total * scale).astype(h.dtype) for total in sums)  # at the end: g / M is too small for float16
-        return {"w": dw, "b": db} if bias else {"w": dw}, (dh.reshape(h.shape), None)
+        dh, *dparams = _walk(tile, _sums(rows, params["w"]), (len(labels), vocabulary), size)
+        return dh.reshape(h.shape), dparams, inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
+
+    def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
+        dh, (dw, db), share = residuals if at_once else again(params, *residuals)
+        dtype, scale = params["w"].dtype, dvalue * share
+        dh, dw, db = ((wide(total) * scale).astype(dtype) for total in (dh, dw, db))
+        return {"w": dw, "b": db} if bias else {"w": dw}, (dh, None)
 
     name = named("linear_cross_entropy", vocabulary, chunk=chunk, axis=None if axis == AXES[0] else repr(axis), bias=bias,
                  label_smoothing=a, ignore_index=ignore_index)
@@ -197,6 +218,20 @@ def _tile(params: Tree, rows: jax.Array, labels: jax.Array, spot: Any, size: tup
     row, label = (start + lax.broadcasted_iota(np.int32, x.shape, axis) for axis, start in enumerate((r, c)))
     hot = column(_take(labels, r, size[0]), x) == label.astype(labels.dtype)
     return x, hot, (row >= first[0]) & (label >= first[1]), w
+
+
+def _picked(x: jax.Array, labels: jax.Array, spot: Any) -> jax.Array:
+    """A tile's x at its rows' labels, 0 where the label is not among its classes or the row has been counted."""
+    (r, c), first = spot
+    label, row = _take(labels, r, len(x)), r + lax.iota(np.int32, len(x))
+    first_class, start, stop = (jnp.asarray(number, label.dtype) for number in (first[1], c, c + x.shape[1]))
+    there = (row >= first[0]) & (label >= first_class) & (label < stop)
+    return jnp.where(there, jnp.take_along_axis(x, jnp.where(there, label - start, 0)[:, None], axis=1)[:, 0], 0)
+
+
+def _sums(rows: jax.Array, w: jax.Array) -> tuple[jax.Array, ...]:
+    """dh, dw and db before the first tile."""
+    return tuple(wide(jnp.zeros(shape, w.dtype)) for shape in (rows.shape, w.shape, w.shape[:1]))
 
 
 def _take(a: jax.Array, start: Any, size: int) -> jax.Array:
