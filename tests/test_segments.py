@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (3, 12, 5))
 
 
-@pytest.mark.parametrize("remake", [False, True])
+@pytest.mark.parametrize("remake", ["nothing", "gates", "carries"])
 @pytest.mark.parametrize("options", [{}, {"last": True}, {"reverse": True}, {"last": True, "reverse": True}], ids=str)
 @pytest.mark.parametrize("make", [rnn, lstm, gru])
 def test_segments_change_nothing(make, options, remake):
@@ -28,8 +28,9 @@ def test_segments_change_nothing(make, options, remake):
     chex.assert_trees_all_close(jax.jit(lambda: both(parts))(), jax.jit(lambda: both(whole))(), rtol=2e-5, atol=2e-6)
 
 
-def test_the_rule_is_right():
-    assert check_layer(lstm(3, segment=2, remake=True), X[:2, :4]).verdict == "OK"
+@pytest.mark.parametrize("remake", ["nothing", "gates", "carries"])
+def test_the_rule_is_right(remake):
+    assert check_layer(lstm(3, segment=2, remake=remake), X[:2, :4]).verdict == "OK"
 
 
 def test_memory_falls_with_the_segment():
@@ -43,10 +44,11 @@ def test_memory_falls_with_the_segment():
         params = jax.eval_shape(layer.init, KEY, x)
         return jax.jit(both).lower(params, x).compile().memory_analysis().temp_size_in_bytes
 
-    whole, kept, remade = (temp(lstm(64, last=True, **options)) for options in (
-        {}, {"segment": 16}, {"segment": 8, "remake": True}))
+    whole, kept, gates, carries = (temp(lstm(64, last=True, **options)) for options in (
+        {}, {"segment": 16, "remake": "nothing"}, {"segment": 8}, {"segment": 8, "remake": "carries"}))
     assert kept < 0.6 * whole
-    assert remade < 0.2 * whole
+    assert gates < 0.3 * whole
+    assert carries < 0.15 * whole
 
 
 def test_a_rewritten_cell_is_still_asked():
@@ -66,7 +68,8 @@ def test_a_rewritten_cell_is_still_asked():
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"segment": 0}, "segment: expected a whole number"), ({"remake": True}, "remake: expected a segment"),
+    ({"segment": 0}, "segment: expected a whole number"), ({"remake": "gates"}, "remake: expected a segment"),
+    ({"segment": 2, "remake": "all"}, "remake: expected 'nothing'"),
     ({"segment": 4, "truncate": 2}, "no truncate"), ({"segment": True}, "segment: expected a whole number")])
 def test_wrong_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):

@@ -6,7 +6,8 @@ Units     none
 Forward   carry_t, y_t = cell(params, (carry_{t-1}, x_t))
 Backward  a scan against time asks the cell for the cotangents of carry and x alone; then one call of the cell on all steps at
           once, stacked, gives dparams: one large product in place of T small ones
-Keeps     what the cell keeps, T times
+Keeps     what the cell keeps, T times; with remake x and the carries: no step then waits for another, so what the cell keeps is
+          made again by one large product
 At kinks  those of the cell
 Raises    TypeError: no pair where an initial carry is due; ValueError: rank, T = 0, a width that does not fit, truncate < 1
 Source    Werbos 1990 (backpropagation through time); lstm: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et
@@ -29,9 +30,10 @@ from ..dtypes import wide_dtype
 from ..errors import at, expect, expect_floating, expect_params
 from ..layer import Layer, Static, Tree
 from .dense import dense
-from .repeat import restore, scan_keeping
+from .repeat import restore, scan_keeping, set_apart
 from .segments import in_segments
 
+REMAKE = ("nothing", "gates", "carries")
 XAVIER = jax.nn.initializers.glorot_uniform()
 
 
@@ -46,12 +48,13 @@ class Cell(Layer):
 
 
 def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bool = False,
-              truncate: int | None = None) -> Layer:
+              truncate: int | None = None, remake: bool = False) -> Layer:
     """x (B, T, F) -> y (B, T, H) by `cell` at every step. params: a tuple of one tree, the cell's.
 
     last: y (B, H), the output of the last step in time (of the first with reverse). reverse: from T - 1 down to 0.
     initial: input (carry, x), output (carry, y). truncate: the carry's cotangent is cut every so many steps, counted from the
     step that runs first (truncated backpropagation through time: no longer the gradient of the forward, on purpose).
+    remake: the carry of every step is kept, not what the cell keeps, which the backward makes again for all steps at once.
     State in the cell is the same at every step (one dropout mask a sequence).
     """
     expect(truncate is None or truncate >= 1, "recurrent truncate", "None or at least 1", repr(truncate))
@@ -86,8 +89,8 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
             turn, x_t = at_t
             carry = cut(turn, carry, lax.stop_gradient)  # for autodiff of this forward; the rule below cuts by itself
             with at(0, cell):
-                (carry, y_t), residuals = cell.forward(params[0], (carry, x_t))
-            return carry, y_t, residuals
+                (after, y_t), residuals = cell.forward(params[0], (carry, x_t))
+            return after, y_t, (carry, x_t) if remake else residuals
 
         xs = jnp.moveaxis(x, 1, 0)  # (T, B, F)
         carry, ys, (kept, plan) = scan_keeping(step, carry, (turns(len(xs)), xs), reverse)
@@ -103,6 +106,11 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
         dcarry, dy = dy if initial else (jax.tree.map(jnp.zeros_like, carry), dy)
         dys = None if last else jnp.moveaxis(dy, 1, 0)
         pull, gradients = _halves(cell, params[0])
+        if remake:  # of all steps at once: every carry is there, so no step waits for the one before
+            with at(0, cell):
+                given = restore(plan, (order, xs), kept)
+                _, made = jax.vmap(lambda at_t: cell.forward(params[0], at_t))(given)
+            kept, plan = set_apart(made, (order, xs))
 
         def step(dcarry: Any, at_t: Any) -> tuple[Any, Any]:
             turn, x_t, kept_t, dy_t = at_t
@@ -118,7 +126,7 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
         dx = jnp.moveaxis(dxs, 0, 1)
         return (dparams,), ((dbefore, dx) if initial else dx)
 
-    options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
+    options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate, "remake": remake}
     words = "".join(f", {name}={value}" for name, value in options.items() if value)
     return Layer(f"recurrent({cell.name}{words})", init, forward, backward, parts=(cell,),
                  rebuild=lambda parts: recurrent(Cell(**{**vars(parts[0]), "start": cell.start}), **options))
@@ -292,30 +300,32 @@ def gru_cell(features: int) -> Cell:
     return Cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, Halves(halves), start=_zeros(features, 1))
 
 
-def rnn(features: int, segment: int | None = None, remake: bool = False, **options: Any) -> Layer:
+def rnn(features: int, segment: int | None = None, remake: str | None = None, **options: Any) -> Layer:
     """x (B, T, I) -> y (B, T, H): a dense projection of all steps at once, then `recurrent(rnn_cell(H), **options)`.
 
-    segment: so many steps at a time, less memory for the same result; remake: of each segment the carry alone is kept, and the
-    forward runs again in the backward.
+    segment: so many steps at a time, less memory for the same result. remake, of a segment: "gates", the default, keeps x and
+    every step's carry, "nothing" the gates too, "carries" only the carry before the segment, whose forward then runs again.
     """
     return _projected(features, rnn_cell(features), segment, remake, options)
 
 
-def lstm(features: int, segment: int | None = None, remake: bool = False, **options: Any) -> Layer:
+def lstm(features: int, segment: int | None = None, remake: str | None = None, **options: Any) -> Layer:
     """x (B, T, I) -> y (B, T, H): `recurrent(lstm_cell(H), **options)` on a dense projection; the rest as `rnn`."""
     return _projected(4 * features, lstm_cell(features), segment, remake, options)
 
 
-def gru(features: int, segment: int | None = None, remake: bool = False, **options: Any) -> Layer:
+def gru(features: int, segment: int | None = None, remake: str | None = None, **options: Any) -> Layer:
     """x (B, T, I) -> y (B, T, H): `recurrent(gru_cell(H), **options)` on a dense projection; the rest as `rnn`."""
     return _projected(3 * features, gru_cell(features), segment, remake, options)
 
 
-def _projected(width: int, cell: Cell, segment: int | None, remake: bool, options: dict[str, Any]) -> Layer:
+def _projected(width: int, cell: Cell, segment: int | None, remake: str | None, options: dict[str, Any]) -> Layer:
     before = dense(width, w_init=XAVIER)
     if segment is None:
-        expect(not remake, "remake", "a segment whose carry is kept", "segment=None", "Give both: segment=32, remake=True")
+        expect(remake is None, "remake", "a segment beside it", "segment=None", "Give both: segment=16, remake='gates'")
         return chain(before, recurrent(cell, **options))
+    expect(remake in (None, *REMAKE), "remake", ", ".join(map(repr, REMAKE)), repr(remake))
     ok = not {"truncate", "initial"} & {name for name, value in options.items() if value}
     expect(ok, "segment", "no truncate and no initial beside it", repr(options))
-    return in_segments(before, recurrent(cell, initial=True, **options), cell.start, segment, remake=remake, **options)
+    over = recurrent(cell, initial=True, remake=remake in (None, "gates"), **options)
+    return in_segments(before, over, cell.start, segment, remake=remake == "carries", **options)

@@ -105,24 +105,30 @@ def scan_keeping(step: Callable[[Any, Any], tuple[Any, Any, Any]], carry: Any, x
 
     def body(carry: Any, x: Any) -> tuple[Any, Any]:
         carry, y, residuals = step(carry, x)
-        leaves, treedef = jax.tree.flatten(residuals)
-        given = jax.tree.leaves(x)
-        kept: list[Any] = []
-        sources: list[tuple[str, int]] = []
-        for leaf in leaves:
-            which = next((i for i, other in enumerate(given) if other is leaf), None)
-            if which is not None:
-                sources.append(("given", which))
-                continue
-            which = next((i for i, other in enumerate(kept) if other is leaf), len(kept))
-            if which == len(kept):
-                kept.append(leaf)
-            sources.append(("kept", which))
-        found.append(Static((treedef, tuple(sources))))
+        kept, plan = set_apart(residuals, x)
+        found.append(plan)
         return carry, (y, kept)
 
     carry, (ys, kept) = lax.scan(body, carry, xs, reverse=reverse)
     return carry, ys, (kept, found[-1])
+
+
+def set_apart(residuals: Any, given: Any) -> tuple[list[Any], Plan]:
+    """`(kept, plan)`: every traced value once, and none that is a leaf of `given`, which the backward will have."""
+    leaves, treedef = jax.tree.flatten(residuals)
+    there = jax.tree.leaves(given)
+    kept: list[Any] = []
+    sources: list[tuple[str, int]] = []
+    for leaf in leaves:
+        which = next((i for i, other in enumerate(there) if other is leaf), None)
+        if which is not None:
+            sources.append(("given", which))
+            continue
+        which = next((i for i, other in enumerate(kept) if other is leaf), len(kept))
+        if which == len(kept):
+            kept.append(leaf)
+        sources.append(("kept", which))
+    return kept, Static((treedef, tuple(sources)))
 
 
 def restore(plan: Plan, given: Any, kept: Any) -> Any:

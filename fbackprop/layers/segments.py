@@ -5,7 +5,8 @@ Dtypes    those of the layers
 Units     size in time steps
 Forward   (carry, y of a segment) = over(before(x of the segment)), segment after segment
 Backward  the same in reverse, the carry's cotangent handed on, the weights' gradients added up
-Keeps     what both keep, segment by segment, but for x; with remake=True the carry before every segment alone
+Keeps     what both keep, segment by segment, but for x and for before's y, which is made again where it was kept; with
+          remake=True the carry before every segment alone
 At kinks  those of the layers
 Raises    ValueError: what the layers raise
 Source    Gruslys et al. 2016, Memory-Efficient Backpropagation Through Time, section 3.1; derivation in
@@ -26,7 +27,7 @@ from jax import lax
 from ..compose import expect_parts
 from ..errors import at, expect, expect_floating
 from ..layer import Layer, Tree, join, split
-from .repeat import restore, scan_keeping
+from .repeat import restore, scan_keeping, set_apart
 
 
 def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = False, reverse: bool = False,
@@ -51,8 +52,8 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
         with at(0, before):
             y, kept = before.forward(params[0], x)
         with at(1, over):
-            (carry, y), kept_over = over.forward(params[1], (carry, y))
-        return carry, y, (kept, kept_over)
+            (carry, y_over), kept_over = over.forward(params[1], (carry, y))
+        return carry, y_over, set_apart((kept, kept_over), (x, y))
 
     def cut(x: jax.Array) -> jax.Array:
         """(B, T, ...) -> (segments, B, size, ...)."""
@@ -86,6 +87,9 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
             found = restore(plan, x, kept)
             if remake:
                 _, _, found = run(params, found, x)  # in a scan of its own: nothing to merge it with
+            inner, inner_plan = found
+            middle, _ = before.forward(params[0], x)  # wide, and one product; dropped where nothing has kept it
+            found = restore(inner_plan, (x, middle), inner)
             with at(1, over):
                 dover, (dcarry, dmiddle) = over.backward(params[1], found[1], (dcarry, dy))
             with at(0, before):

@@ -9,6 +9,6 @@ from ..layers.recurrent import lstm
 from .mlp import XAVIER
 
 
-def lstm_classifier(features: int = 128, outputs: int = 10, segment: int | None = None, remake: bool = False) -> Layer:
+def lstm_classifier(features: int = 128, outputs: int = 10, segment: int | None = None, remake: str | None = None) -> Layer:
     """x (B, T, I) -> (B, outputs): an lstm of `features`, its last output into a dense layer. segment, remake: as `lstm`."""
     return chain(lstm(features, segment, remake, last=True), dense(outputs, w_init=XAVIER))
