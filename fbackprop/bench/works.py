@@ -91,7 +91,7 @@ WORKS = {work.name: work for work in (
         partial(lstm_classifier, 256, segment=16), gates_kept={"segment": 32, "remake": "nothing"},
         segments_of_4={"segment": 4}, remade_segments_of_8={"segment": 8, "remake": "carries"},
         remade_segments_of_4={"segment": 4, "remake": "carries"}), CLASSES, images(32, 128, 64)),
-    Work("gpt", at(partial(gpt, 1024, 512), tiles_of_128={"block": 128}), None, tokens(1024, 4, 512)),
+    Work("gpt", at(partial(gpt, 1024, 512), whole_attention={"block": None}), None, tokens(1024, 4, 512)),
     Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), chunks_of_64={"chunk": 64}), None, tokens(50257, 4, 256)),
     Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
 )}

@@ -34,6 +34,7 @@ from ..layer import Layer, Tree
 from .windows import Windows, added, checked_padding, name, per_axis, windows
 
 Initializer = Callable[..., jax.Array]
+FEW, LARGE = 64, 2**15  # places an example, numbers in a kernel: XLA's weight gradient is as quick then, and sooner compiled
 ROWS, BYTES = 2048, 2**21 * 5 // 4  # windows laid side by side at a time: enough for a product, few enough for a cache
 
 
@@ -143,14 +144,17 @@ def _dw(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
     if groups == x.shape[-1] == dy.shape[-1] > 1:  # depthwise
         padded, dy, summed = places.pad(wide(x)), wide(dy), tuple(range(x.ndim - 1))
         return jnp.stack([jnp.sum(places.look(padded, offset) * dy, axis=summed) for offset in places.offsets()])
-    return lax.platform_dependent(x, dy, cpu=lambda x, dy: _dw_of_parts(x, dy, places, groups),
-                                  default=lambda x, dy: wide(_dw_as_convolution(x, dy, places, groups)))
+    in_parts, as_convolution = (lambda x, dy, f=f: wide(f(x, dy, places, groups)) for f in (_dw_of_parts, _dw_as_convolution))
+    if prod(places.length) <= FEW and prod(places.size) * x.shape[-1] * dy.shape[-1] >= groups * LARGE:
+        return as_convolution(x, dy)
+    return lax.platform_dependent(x, dy, cpu=in_parts, default=as_convolution)
 
 
 def _dw_of_parts(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
     """(*kernel, I, O): for a few examples at a time their windows side by side, transposed, times their dy."""
     batch, rows, acc = len(x), prod(places.length), wide_dtype(x.dtype)
     most = min(ROWS, BYTES // (prod(places.size) * max(1, x.shape[-1]) * x.dtype.itemsize))
+    most = batch * rows if prod(places.size) == 1 else most  # x itself is the windows
     part = next((n for n in range(min(batch, max(1, most // rows)), 1, -1) if batch % n == 0), min(batch, 1))
     grouped = lambda a: a.reshape(part * rows, groups, a.shape[-1] // groups)
 

@@ -14,6 +14,7 @@ Source    elementary; derivation in docs/derivations/dense.md
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from numbers import Integral
 from typing import Any
 
@@ -63,7 +64,7 @@ def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b
     def backward(params: Tree, x: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
         w, acc = params["w"], wide_dtype(x.dtype)
         leading = tuple(range(x.ndim - 1))
-        dw = jnp.tensordot(x, dy, (leading, leading), preferred_element_type=acc).astype(x.dtype)  # (I, O)
+        dw = weight_gradient(x, dy)  # (I, O)
         dx = jnp.matmul(dy, w.T, preferred_element_type=acc).astype(x.dtype)  # (..., I)
         if not bias:
             return {"w": dw}, dx
@@ -71,3 +72,13 @@ def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b
         return {"w": dw, "b": db}, dx
 
     return Layer(f"dense({features}{'' if bias else ', bias=False'})", init, forward, backward)
+
+
+def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """x (..., I), dy (..., O) -> (I, O): the sum of x^T dy over leading axes, of y = x w for any x.
+
+    Two axes, then one product: on a CPU XLA transposes an x of three axes first, number by number.
+    """
+    rows = prod(x.shape[:-1])
+    x, dy = x.reshape(rows, x.shape[-1]), dy.reshape(rows, dy.shape[-1])
+    return jnp.matmul(x.T, dy, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Tree
-from .dense import Initializer
+from .dense import Initializer, weight_gradient
 from .elementwise import TABLE
 
 
@@ -66,7 +66,7 @@ def _glu(kind: str, hidden: int, w_init: Initializer | None, function: str, *opt
         dh = _matmul(dy, params["down"].T)  # (..., H)
         du = _product(a, dh)
         dg = _product(wide(u) * act.df(wide(g), *option), dh)
-        dparams = {"gate": _outer(x, dg), "up": _outer(x, du), "down": _outer(_product(a, u), dy)}
+        dparams = {"gate": weight_gradient(x, dg), "up": weight_gradient(x, du), "down": weight_gradient(_product(a, u), dy)}
         return dparams, _matmul(dg, params["gate"].T) + _matmul(du, params["up"].T)  # x was used twice
 
     def shapes(x: Any) -> dict[str, tuple[int, int]]:
@@ -83,9 +83,3 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)
-
-
-def _outer(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """x^T dy summed over all leading axes."""
-    leading = tuple(range(x.ndim - 1))
-    return jnp.tensordot(x, dy, (leading, leading), preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)

@@ -35,12 +35,13 @@ def gpt_block(features: int, heads: int, blocks: int = 1, block: int | None = No
     return chain(skip(attend), skip(think))
 
 
-def gpt(vocabulary: int, length: int, features: int = 256, heads: int = 4, blocks: int = 8, block: int | None = None,
+def gpt(vocabulary: int, length: int, features: int = 256, heads: int = 4, blocks: int = 8, block: int | None = 128,
         chunk: int | None = 256, unroll: bool = False) -> Layer:
     """(tokens (B, T), target (B, T)) -> the mean cross-entropy of the next token; T <= length. The head is the embedding.
 
-    Out of training, `inference(net)` gives logits (B, T, vocabulary). block: attention's tile; chunk: tokens whose logits exist
-    at a time, None for all; unroll: blocks written out rather than scanned, quicker to run and longer to compile.
+    Out of training, `inference(net)` gives logits (B, T, vocabulary). block: attention's tile, None for T x T; chunk: tokens
+    whose logits exist at a time, None for all; unroll: blocks written out rather than scanned, quicker to run and longer to
+    compile.
     """
     one = gpt_block(features, heads, blocks, block)
     body = chain(embedding(vocabulary, features), learned_positions(length), repeat(one, blocks, unroll), layer_norm())
