@@ -8,7 +8,8 @@ import pytest
 from fbackprop import chain, checkpoint, dense, mse, plan, planned, repeat, skip, tanh, value_and_grad
 from fbackprop.cli import main
 from fbackprop.problem import Problem
-from fbackprop.rewrite.plan import sites_of, temp_bytes
+from fbackprop.rewrite.plan import temp_bytes
+from fbackprop.rewrite.site import sites_of
 from fbackprop.train.config import memory_bytes
 
 X = jax.ShapeDtypeStruct((2048, 64), jnp.float32)

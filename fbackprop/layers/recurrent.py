@@ -24,13 +24,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..adjustable import Adjustable
 from ..compose import chain, expect_parts
 from ..dtypes import wide_dtype
 from ..errors import at, expect, expect_floating, expect_params
 from ..layer import Layer, Static, Tree
 from .dense import dense
 from .repeat import restore, scan_keeping
-from .segments import in_segments
+from .segments import in_segments, segments
 
 XAVIER = jax.nn.initializers.glorot_uniform()
 
@@ -315,7 +316,12 @@ def _projected(width: int, cell: Cell, segment: int | None, remake: bool, option
     before = dense(width, w_init=XAVIER)
     if segment is None:
         expect(not remake, "remake", "a segment whose carry is kept", "segment=None", "Give both: segment=32, remake=True")
-        return chain(before, recurrent(cell, **options))
+        whole = chain(before, recurrent(cell, **options))
+        if {"truncate", "initial"} & {name for name, value in options.items() if value}:
+            return whole
+        return Adjustable(
+            **vars(whole), adjusted=lambda size, remake=False: _projected(width, cell, size, remake, options),
+            settings=lambda x: segments(x.shape[1], remake=False))
     ok = not {"truncate", "initial"} & {name for name, value in options.items() if value}
     expect(ok, "segment", "no truncate and no initial beside it", repr(options))
     return in_segments(before, recurrent(cell, initial=True, **options), cell.start, segment, remake=remake, **options)

@@ -7,7 +7,6 @@ its own, which may hold other values before. Arguments and results are not count
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
@@ -74,9 +73,8 @@ class Equation:
         return set().union(*(value.buffers() for value in self.inputs if value))
 
 
-def peak_bytes(fn: Callable, *args: Any) -> int:
-    """The most that `fn(*args)` holds at a time beside arguments and results; the arguments may be ShapeDtypeStructs."""
-    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+def peak_of(jaxpr: Any) -> int:
+    """The most that is held at a time beside arguments and results."""
     return _Program(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)[0]).peak()
 
 
