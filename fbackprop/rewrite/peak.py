@@ -141,6 +141,9 @@ class _Program:
         last = {buffer: at for at, equation in enumerate(self.equations) for buffer in equation.reads()}
         last.update(dict.fromkeys(results, end))
         buffers = {value: Buffer(value.size, 0, last.get(value, 0)) for value in self.carries if value}
+        for at, equation in enumerate(self.equations):
+            if not equation.fusible:  # a slice is cut out for it
+                buffers.update({v: Buffer(v.size, at, last[v]) for v in equation.reads() & self.slices if v not in buffers})
         inside = [0] * (end + 1)
         stacked = set() if self.whole else {v for v in self.results[len(self.carries):] if v and v.maker and v.maker.fusible}
         for at, equation in enumerate(self.equations):
@@ -185,7 +188,7 @@ class _Program:
             return max(0, _Program(equation.params["jaxpr"].jaxpr, consts, carried).peak())
         if equation.name == "while":
             return max(0, _Program(equation.params["body_jaxpr"].jaxpr).peak())
-        return 0 if equation.fusible else sum(value.size for value in equation.reads() & self.slices)
+        return 0
 
 
 @dataclass(eq=False)
@@ -234,9 +237,7 @@ def _called(eqn: Any) -> tuple[Any, int]:
         platforms = params.get("branches_platforms") or [None] * len(params["branches"])
         here = [b for b, names in zip(params["branches"], platforms) if names is None or jax.default_backend() in names]
         return here[0].jaxpr, 1
-    if name == "scan" and params["length"] == 1:
-        return None, 0
-    if name in ("scan", "while"):
+    if name == "while" or (name == "scan" and params["length"] > 1):
         return None, 0
     body = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
     return getattr(body, "jaxpr", body), 0

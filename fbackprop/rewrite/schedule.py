@@ -162,9 +162,10 @@ def _of_repeat(layer: Layer, schedule: Schedule) -> Layer:
         if isinstance(item, int):
             layers.append(repeat(layer, count * size))
         else:
-            inner = checkpoint(_of_repeat(layer, item))
-            layers.append(repeat(inner, count))
-        spans.append((start, start + count * size, () if isinstance(item, int) else (count, size)))
+            inner = layer if size == 1 else _of_repeat(layer, item)
+            layers.append(repeat(checkpoint(inner), count))
+        # an axis of one step would be an axis XLA lays out its own way: a copy of all weights
+        spans.append((start, start + count * size, () if isinstance(item, int) or size == 1 else (count, size)))
         start += count * size
     whole = chain(*layers)
 
