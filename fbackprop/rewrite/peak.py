@@ -1,12 +1,13 @@
-"""Temporary memory of a function, foretold from its jaxpr by what XLA does on a CPU: before anything is compiled or runs.
+"""Temporary memory of a program, foretold from its jaxpr by what XLA does on a CPU: before anything is compiled or runs.
 
-What is elementwise and cheap is fused into its users and has no bytes; what takes the place of an operand that ends there has
-none of its own. The zeros a scan stacks or adds up into depend on nothing, so XLA makes them first. A result has a buffer of
-its own, which may hold other values before. Arguments and results are not counted.
+Cheap elementwise values are fused into who reads them and have no buffer. A value takes the place of an operand of its size
+that ends there. What XLA sees is equal is made once. The zeros that a scan stacks or adds up into depend on nothing and are
+made first. A result has a buffer of its own, in whose room others may be before. Neither arguments nor results are counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import prod
@@ -20,48 +21,36 @@ from jax.interpreters import partial_eval
 from ..flops import MOVES
 from ..layers.rewire import BARRIERS_FALL
 
-RENAMED = {"reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "optimization_barrier", "device_put"}
+RENAMED = {"reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "device_put"}
+UPDATES = {"dynamic_update_slice", "scatter", "scatter-add"}
+MOVED = {"transpose", "concatenate", "gather", "rev", "pad", "slice", "dynamic_slice", "broadcast_in_dim"}  # places change
 CHEAP = {
     "add", "add_any", "sub", "mul", "neg", "max", "min", "sign", "abs", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt",
     "ge", "select_n", "clamp", "is_finite", "square", "integer_pow", "floor", "round"}
 DEAR = {"exp", "exp2", "log", "tanh", "logistic", "div", "sqrt", "rsqrt", "erf", "pow", "log1p", "expm1", "sin", "cos", "rem"}
-FUSED = (CHEAP | MOVES) - {"dynamic_update_slice"}
-import os
-MANY = int(os.environ.get("MANY","3"))
+FUSED = (CHEAP | MOVES) - UPDATES
 REDUCTIONS = ("reduce_", "argmax", "argmin")
-UPDATES = {"dynamic_update_slice", "scatter", "scatter-add", "scatter_add"}
-MOVED = {"transpose", "concatenate", "gather", "rev", "pad", "slice", "dynamic_slice", "broadcast_in_dim"}  # number i of the result is not made of number i of an operand
-
-
+MANY = 3  # readers of a cheap value for which XLA makes it a buffer, and still fuses it into some
 
 
 @dataclass(eq=False)
 class Value:
-    """A traced value. fused: it has no buffer, who reads it reads what it is made of."""
+    """A traced value. roots: the buffers it is read from, itself unless it is fused; aligned: those read place by place."""
 
     size: int
+    readers: list[Equation] = field(default_factory=list)
     maker: Equation | None = None
-    users: list[Equation] = field(default_factory=list)
-    fused: bool = False
-    stored: bool = False
+    roots: dict[Value, None] = field(default_factory=dict)  # dicts as sets that have an order
+    aligned: dict[Value, None] = field(default_factory=dict)
 
-    def buffers(self) -> set[Value]:
-        """Those it is read from."""
-        if not self.fused or self.maker is None:
-            return {self}
-        return self.maker.reads() | ({self} if self.stored else set())
-
-    def aligned(self) -> set[Value]:
-        """Those of which number i is read for number i."""
-        if not self.fused or self.maker is None:
-            return {self}
-        return set() if self.maker.name in MOVED else set().union(*(v.aligned() for v in self.maker.inputs if v))
+    def __post_init__(self) -> None:
+        self.roots = self.aligned = {self: None}
 
 
 @dataclass(eq=False)
 class Equation:
     name: str
-    inputs: list[Value | None]  # None: a literal
+    inputs: list[Value]  # without the literals
     outputs: list[Value]
     params: Any
 
@@ -69,29 +58,38 @@ class Equation:
     def fusible(self) -> bool:
         return self.name in FUSED or self.name in DEAR or self.name.startswith(REDUCTIONS)
 
-    def reads(self) -> set[Value]:
-        return set().union(*(value.buffers() for value in self.inputs if value))
+    def reads(self) -> dict[Value, None]:
+        return {root: None for value in self.inputs for root in value.roots}
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Held from the equation `first` to the equation `last`."""
+
+    size: int
+    first: int
+    last: int
 
 
 def peak_of(jaxpr: Any) -> int:
-    """The most that is held at a time beside arguments and results."""
+    """The most bytes held at a time beside arguments and results."""
     return _Program(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)[0]).peak()
 
 
 class _Program:
-    """A jaxpr with every call written out; of a scan's body the arguments are constants, then `carried`, then slices."""
+    """A jaxpr with every call written out, or a loop's body, whose arguments are constants, then carries, then slices."""
 
     def __init__(self, jaxpr: Any, constants: int = 0, carried: int | None = None) -> None:
         self.equations: list[Equation] = []
         self.known: dict[Any, list[Value]] = {}
-        self.given: list[Value | None] = [Value(_size(var)) for var in jaxpr.invars]
-        self.results = self.inline(jaxpr, self.given)
-        count = carried or 0
-        self.carries, self.slices = self.given[constants:constants + count], set(self.given[constants + count:])
-        self.whole = carried is None
-        if self.whole:
-            self.slices = set()
-        self.fuse()
+        given = [Value(_size(var)) for var in jaxpr.invars]
+        self.results = self.inline(jaxpr, list(given))
+        self.in_loop, count = carried is not None, carried or 0
+        self.carries = given[constants:constants + count]
+        self.slices = set(given[constants + count:]) if self.in_loop else set()
+        ys = self.results[count:] if self.in_loop else []
+        self.stacked = {y for y in ys if y and y.maker and y.maker.fusible}  # written where they are stacked
+        self.fuse(set(given))
 
     def inline(self, jaxpr: Any, given: list[Value | None]) -> list[Value | None]:
         values: dict[Any, Value | None] = {**dict(zip(jaxpr.invars, given)), **{var: Value(0) for var in jaxpr.constvars}}
@@ -103,141 +101,136 @@ class _Program:
         return [read(var) for var in jaxpr.outvars]
 
     def made(self, eqn: Any, inputs: list[Value | None]) -> list[Value | None]:
-        """What XLA sees is equal is made once, and barriers are no more than names where they fall."""
         name = eqn.primitive.name
-        if name == "optimization_barrier":
-            return inputs if BARRIERS_FALL else [self.add("copy", [value], [value.size], {})[0] for value in inputs]
-        literals = [str(var.val) for var in eqn.invars if isinstance(var, Literal)]
-        key: Any = (name, *map(id, inputs), *literals, str(eqn.params)) if any(inputs) and name not in ("scan", "while") else id(eqn)
+        if name == "optimization_barrier":  # no more than a name where barriers fall
+            return inputs if BARRIERS_FALL else [v and self.added("copy", [v], [v.size], {})[0] for v in inputs]
+        found, sizes = [value for value in inputs if value], [_size(var) for var in eqn.outvars]
+        if name in ("scan", "while") or not found:
+            return [*self.added(name, found, sizes, eqn.params)]
+        literals = [str(var.val) if isinstance(var, Literal) else "" for var in eqn.invars]
+        key = (name, *map(id, inputs), *literals, str(eqn.params))
         if key not in self.known:
-            self.known[key] = self.add(name, inputs, [_size(var) for var in eqn.outvars], eqn.params)
-        return list(self.known[key])
+            self.known[key] = self.added(name, found, sizes, eqn.params)
+        return [*self.known[key]]
 
-    def add(self, name: str, inputs: list[Value | None], sizes: list[int], params: Any) -> list[Value]:
+    def added(self, name: str, inputs: list[Value], sizes: list[int], params: Any) -> list[Value]:
         equation = Equation(name, inputs, [Value(size) for size in sizes], params)
-        self.equations.append(equation)
         for value in equation.outputs:
             value.maker = equation
-        for value in set(inputs) - {None}:
-            value.users.append(equation)
+        for value in dict.fromkeys(inputs):
+            value.readers.append(equation)
+        self.equations.append(equation)
         return equation.outputs
 
-    def fuse(self) -> None:
-        results = set(self.results)
-        for equation in reversed(self.equations):
-            value = equation.outputs[0]
-            value.fused = value not in results and _is_fused(equation, value)
-        for equation in self.equations:  # what is made of several buffers and read several times is stored
-            value = equation.outputs[0]
-            if value.fused and equation.name in CHEAP and len(value.users) > 1:
-                value.fused = sum(v.size for v in value.buffers() - set(self.given)) < 1.5 * value.size
-                value.stored = value.fused and len(value.users) >= MANY
-        self.equations = [e for e in self.equations if not e.outputs[0].fused or e.outputs[0].stored]
+    def fuse(self, given: set[Value]) -> None:
+        """Decides who has a buffer; the equations that are left make one each."""
+        results, left = set(self.results), []
+        wanted = {e for e in self.equations if e.outputs[0] not in results and _can_fuse(e, e.outputs[0])}
+        for equation in self.equations:
+            value, roots = equation.outputs[0], equation.reads()
+            shared = equation.name in CHEAP and len(value.readers) > 1
+            several = sum(root.size for root in roots if root not in given) >= 1.5 * value.size
+            if equation not in wanted or (shared and several):
+                left.append(equation)
+                continue
+            stored = shared and len(value.readers) >= MANY
+            value.roots = {**roots, **({value: None} if stored else {})}
+            moved = equation.name in MOVED
+            value.aligned = {} if moved else {root: None for operand in equation.inputs for root in operand.aligned}
+            left += [equation] * stored
+        self.equations = left
 
     def peak(self) -> int:
-        """Of a scan's body: what is held beside its carries."""
+        """The most held at a time; of a loop's body, beside its carries."""
+        buffers, own = self.buffers()
         end = len(self.equations)
-        results = {buffer for value in self.results if value for buffer in value.buffers()}
-        last = {buffer: at for at, equation in enumerate(self.equations) for buffer in equation.reads()}
-        last.update(dict.fromkeys(results, end))
-        buffers = {value: Buffer(value.size, 0, last.get(value, 0)) for value in self.carries if value}
-        for at, equation in enumerate(self.equations):
-            if not equation.fusible:  # a slice is cut out for it
-                buffers.update({v: Buffer(v.size, at, last[v]) for v in equation.reads() & self.slices if v not in buffers})
-        inside = [0] * (end + 1)
-        stacked = set() if self.whole else {v for v in self.results[len(self.carries):] if v and v.maker and v.maker.fusible}
-        for at, equation in enumerate(self.equations):
-            inside[at] = self.inside(equation)
-            if equation.outputs[0] in stacked:
-                continue
-            for value, before in zip(equation.outputs, self.predecessors(equation, at, last, buffers)):
-                if before is None:
-                    buffers[value] = Buffer(value.size, 0 if _is_early(equation, value) else at, last.get(value, at))
-                else:
-                    buffers[value] = buffers[before]
-                    buffers[value].last = last.get(value, at)
-        own = [buffers[value] for value in results if value in buffers] if self.whole else []
         change = [0] * (end + 2)
-        for buffer in _elsewhere(own, list({id(b): b for b in buffers.values()}.values())):
+        for buffer in _placed(buffers, own):
             change[buffer.first] += buffer.size
             change[buffer.last + 1] -= buffer.size
-        held = accumulate(change)
-        return max(map(add, held, inside), default=0) - sum(value.size for value in self.carries if value)
+        inside = [*map(_inside, self.equations), 0]
+        return max(map(add, accumulate(change), inside)) - sum(value.size for value in self.carries)
 
-    def predecessors(self, equation: Equation, at: int, last: dict, buffers: dict) -> list[Value | None]:
-        """For every output the operand in whose place it comes, or None."""
-        free = [v for v in equation.reads() if last[v] == at and v in buffers]
-        aligned = set().union(*(v.aligned() for v in equation.inputs if v))
-        found: list[Value | None] = []
-        for number, value in enumerate(equation.outputs):
-            fits: list[Value] = []
-            if equation.name == "scan" and number < equation.params["num_carry"]:
-                start = equation.inputs[equation.params["num_consts"] + number]
-                fits = [v for v in (start.buffers() if start else ()) if v in free and v.size == value.size]
-            elif equation.name in UPDATES or equation.fusible and equation.name not in MOVED:
-                fits = [v for v in free if v.size == value.size and v in aligned]
-            fits = sorted(fits, key=lambda v: buffers[v].first)  # who has been there longest saves most
-            found.append(fits[0] if fits else None)
-            free = [v for v in free if v not in fits[:1]]
-        return found
-
-    def inside(self, equation: Equation) -> int:
-        """What one equation holds while it runs."""
-        if equation.name == "scan":
-            consts, carried = (equation.params[key] for key in ("num_consts", "num_carry"))
-            return max(0, _Program(equation.params["jaxpr"].jaxpr, consts, carried).peak())
-        if equation.name == "while":
-            return max(0, _Program(equation.params["body_jaxpr"].jaxpr).peak())
-        return 0
+    def buffers(self) -> tuple[list[Buffer], list[Buffer]]:
+        """All, and those of results."""
+        end = len(self.equations)
+        last = {root: at for at, equation in enumerate(self.equations) for root in equation.reads()}
+        last.update({root: end for value in self.results if value for root in value.roots})
+        of = {value: Buffer(value.size, 0, last.get(value, 0)) for value in self.carries}
+        for at, equation in enumerate(self.equations):
+            if not equation.fusible:  # a slice is cut out for it
+                of.update({v: Buffer(v.size, at, last[v]) for v in equation.reads() if v in self.slices and v not in of})
+            free = [root for root in equation.reads() if last[root] == at and root in of]
+            for number, value in enumerate(equation.outputs):
+                if value in self.stacked:
+                    continue
+                fits = [v for v in _replaced(equation, number) if v in free and v.size == value.size]
+                before = min(fits, key=lambda v: of[v].first, default=None)  # who has been there longest saves most
+                if before is None:
+                    of[value] = Buffer(value.size, 0 if _is_early(equation, value) else at, last.get(value, at))
+                else:
+                    free.remove(before)
+                    of[value] = of[before]
+                    of[value].last = last.get(value, at)
+        results = [] if self.in_loop else [of[v] for value in self.results if value for v in value.roots if v in of]
+        return list(dict.fromkeys(of.values())), list(dict.fromkeys(results))
 
 
-@dataclass(eq=False)
-class Buffer:
-    size: int
-    first: int
-    last: int
-
-
-def _elsewhere(own: list[Buffer], buffers: list[Buffer]) -> list[Buffer]:
-    """The buffers that are temporary: neither a result's nor, with `hosts`, in the room of one before it is there."""
-    rooms = {id(buffer): [buffer] for buffer in sorted(own, key=lambda b: -b.size)}
-    left = []
-    for buffer in sorted((b for b in buffers if id(b) not in rooms), key=lambda b: -b.size):
-        room = next((r for r in rooms.values() if r[0].size >= buffer.size
-                     and all(buffer.last < b.first or b.last < buffer.first for b in r)), None)
-        if room is None:
-            left.append(buffer)
-        else:
-            room.append(buffer)
+def _placed(buffers: list[Buffer], own: list[Buffer]) -> list[Buffer]:
+    """The buffers that find no room where a result will be: the largest are asked first."""
+    rooms = [[buffer] for buffer in sorted(own, key=lambda b: -b.size)]
+    left: list[Buffer] = []
+    results = set(own)
+    for buffer in sorted((b for b in buffers if b not in results), key=lambda b: -b.size):
+        apart = lambda other, buffer=buffer: buffer.last < other.first or other.last < buffer.first
+        room = next((room for room in rooms if room[0].size >= buffer.size and all(map(apart, room))), left)
+        room.append(buffer)
     return left
+
+
+def _replaced(equation: Equation, number: int) -> Iterable[Value]:
+    """The buffers in whose place the output of that number may come."""
+    if equation.name == "scan":
+        carry = number < equation.params["num_carry"]
+        return [root for value in equation.inputs for root in value.aligned] if carry else ()
+    in_place = equation.name in UPDATES or (equation.fusible and equation.name not in {*MOVED, "select_n"})
+    return [root for value in equation.inputs for root in value.aligned] if in_place else ()
 
 
 def _is_early(equation: Equation, value: Value) -> bool:
     if equation.name == "scan":
         return value in equation.outputs[equation.params["num_carry"]:]
-    return (equation.name == "broadcast_in_dim" and not any(equation.inputs)
-            and all(user.name == "scan" for user in value.users))
+    return equation.name == "broadcast_in_dim" and not equation.inputs and all(e.name == "scan" for e in value.readers)
 
 
-def _is_fused(equation: Equation, value: Value) -> bool:
-    name, users = equation.name, value.users
-    if name in RENAMED:
-        return True
-    if name in ("dynamic_slice", "slice") and equation.inputs[0] and equation.inputs[0].size == value.size:
+def _can_fuse(equation: Equation, value: Value) -> bool:
+    name, readers = equation.name, value.readers
+    if name in RENAMED or (name in ("slice", "dynamic_slice") and equation.inputs[0].size == value.size):
         return True
     if name == "transpose":
-        return all(user.fusible or user.name == "dot_general" for user in users)
-    return name in FUSED and all(user.fusible for user in users) or name in DEAR and len(users) == 1 and users[0].fusible
+        return all(reader.fusible or reader.name == "dot_general" for reader in readers)
+    return all(reader.fusible for reader in readers) and (name in FUSED or (name in DEAR and len(readers) == 1))
+
+
+def _inside(equation: Equation) -> int:
+    """What a loop holds beside what goes in and comes out."""
+    params = equation.params
+    if equation.name == "scan":
+        return max(0, _Program(params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]).peak())
+    if equation.name == "while":
+        body, constants = params["body_jaxpr"].jaxpr, params["body_nconsts"]
+        return max(0, _Program(body, constants, len(body.invars) - constants).peak())
+    return 0
 
 
 def _called(eqn: Any) -> tuple[Any, int]:
-    """The jaxpr that runs in place of `eqn`, and how many of its inputs are not that one's; None where it is no call."""
+    """The jaxpr that runs in place of `eqn`, and how many inputs come before its own; None where it is no call."""
     name, params = eqn.primitive.name, eqn.params
     if name == "cond":
         platforms = params.get("branches_platforms") or [None] * len(params["branches"])
-        here = [b for b, names in zip(params["branches"], platforms) if names is None or jax.default_backend() in names]
-        return here[0].jaxpr, 1
-    if name == "while" or (name == "scan" and params["length"] > 1):
+        here = (b for b, names in zip(params["branches"], platforms) if names is None or jax.default_backend() in names)
+        return next(here).jaxpr, 1
+    if name == "while" or (name == "scan" and params["length"] > 1):  # XLA takes a loop of one turn apart
         return None, 0
     body = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
     return getattr(body, "jaxpr", body), 0

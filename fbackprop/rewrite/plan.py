@@ -21,10 +21,11 @@ from ..flops import flops_of
 from ..layer import Layer, Tree
 from .peak import peak_of
 from .schedule import Schedule, with_schedules
-from .site import sites_of
+from .site import Site, sites_of
 
 TRIES = 6  # plans compiled, the net as it stands included
-QUICK = {"cpu": {"xla_backend_optimization_level": 0}}  # buffers are the same, in a third of the time
+# the buffers are the same, in a third of the time
+QUICK: dict[str, dict[str, str | bool]] = {"cpu": {"xla_backend_optimization_level": "0"}}
 
 
 @dataclass(frozen=True)
@@ -56,17 +57,16 @@ def planned(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> 
     expect(budget_bytes > 0, "budget", "bytes, a number above 0", repr(budget_bytes))
     search = _Search(net, loss, jax.eval_shape(lambda: batch))
     found = [search.compiled(search.base)]
-    while found[-1].temp_bytes > budget_bytes or len(found) > 1:
-        drawn = search.cheapest(budget_bytes * search.foretold(found[-1]) / found[-1].temp_bytes)
-        if len(found) == TRIES or any((drawn.schedules, drawn.settings) == (p.schedules, p.settings) for p in found):
+    while len(found) < TRIES and found[0].temp_bytes > budget_bytes:
+        drawn = search.cheapest(budget_bytes)
+        if any((drawn.schedules, drawn.settings) == (p.schedules, p.settings) for p in found):
             break
-        predicted = search.foretold(drawn) * found[-1].temp_bytes / search.foretold(found[-1])
-        found.append(replace(search.compiled(drawn), predicted_bytes=round(predicted)))
+        found.append(search.compiled(drawn))
     fits = [p for p in found if p.temp_bytes <= budget_bytes]
     least = min(p.temp_bytes for p in found)
     expect(bool(fits), "budget", f"at least {least / 1e6:.2f} MB, the least found for this net and batch",
            f"{budget_bytes / 1e6:.2f} MB", "A smaller batch needs less; accumulate() makes one step of several")
-    return min(fits, key=lambda p: (p.again_flops, len(p.schedules) + len(p.settings)))
+    return min(fits, key=lambda p: (p.again_flops, -p.temp_bytes))
 
 
 def with_plan(net: Layer, found: Plan) -> Layer:
@@ -89,6 +89,8 @@ class _Search:
         self.x = batch if loss is None else batch[0]
         self.params = jax.eval_shape(lambda key: net.init(key, self.x), jax.random.key(0))
         self.known: dict[str, tuple[int, int]] = {}
+        self.found: dict[str, list[Site]] = {}
+        self.off: dict[bool, float] = {}
         self.base = Plan(net, 0, 0)
 
     def of(self, schedules: Mapping[str, Schedule], settings: Mapping[str, Setting]) -> Plan:
@@ -105,11 +107,13 @@ class _Search:
         return self.known[key]
 
     def foretold(self, drawn: Plan) -> int:
-        return max(1, self.counted(drawn)[0])
+        return round(max(1, self.counted(drawn)[0]) * self.off.get(bool(drawn.settings), 1.0))
 
     def compiled(self, drawn: Plan) -> Plan:
-        needs = temp_bytes(drawn.net, self.loss, self.params, self.batch)
-        return replace(drawn, temp_bytes=needs, predicted_bytes=needs)
+        """With what it needs; that corrects what is foretold of its like, whole tiles or cut ones."""
+        predicted, needs = self.foretold(drawn), temp_bytes(drawn.net, self.loss, self.params, self.batch)
+        self.off[bool(drawn.settings)] = needs / max(1, self.counted(drawn)[0])
+        return replace(drawn, temp_bytes=needs, predicted_bytes=predicted)
 
     def cheapest(self, budget: float) -> Plan:
         """The plan with the fewest FLOPs made again of those found that should fit; where none should, the thriftiest."""
@@ -139,8 +143,8 @@ class _Search:
             rest = self.of({other: s for other, s in now.schedules.items() if other != path}, now.settings)
             now = rest if self.foretold(rest) <= budget else now
         for path, offered in self.choices().items():
-            rest = {other: setting for other, setting in now.settings.items() if other != path}
-            milder = (self.of(now.schedules, s) for s in (rest, *({**rest, path: setting} for setting in offered)))
+            others = {other: setting for other, setting in now.settings.items() if other != path}
+            milder = (self.of(now.schedules, s) for s in (others, *({**others, path: setting} for setting in offered)))
             now = next((p for p in milder if self.foretold(p) <= budget), now)
         return now
 
@@ -163,8 +167,15 @@ class _Search:
         return {path: settings for path, settings in offered.items() if settings}
 
     def sites(self, now: Plan) -> Iterator[tuple[str, Schedule]]:
-        """Where a schedule may still stand, with those worth a look; what saves next to nothing is left out."""
-        for site in sites_of(with_settings(self.net, now.settings), self.params, self.x):
+        """Where a schedule may still stand, with those that save a twentieth of all there is."""
+        worth = self.foretold(now) / 20
+        for site in self.sites_with(now.settings):
             whole = site.peak((len(site.own),))
-            if site.path not in now.schedules and whole > self.foretold(now) / 20:
-                yield from ((site.path, schedule) for schedule in site.thriftier() if site.peak(schedule) < 0.95 * whole)
+            if site.path not in now.schedules:
+                yield from ((site.path, schedule) for schedule in site.thriftier() if whole - site.peak(schedule) > worth)
+
+    def sites_with(self, settings: Mapping[str, Setting]) -> list[Site]:
+        key = repr(sorted(settings.items()))
+        if key not in self.found:
+            self.found[key] = sites_of(with_settings(self.net, settings), self.params, self.x)
+        return self.found[key]
