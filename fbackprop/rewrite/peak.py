@@ -89,6 +89,7 @@ class _Program:
         self.slices = set(given[constants + count:]) if self.in_loop else set()
         ys = self.results[count:] if self.in_loop else []
         self.stacked = {y for y in ys if y and y.maker and y.maker.fusible}  # written where they are stacked
+        self.fixed = set(given[:constants])  # the same in every turn: XLA makes it before the loop
         self.fuse(set(given))
 
     def inline(self, jaxpr: Any, given: list[Value | None]) -> list[Value | None]:
@@ -128,6 +129,8 @@ class _Program:
         wanted = {e for e in self.equations if e.outputs[0] not in results and _can_fuse(e, e.outputs[0])}
         for equation in self.equations:
             value, roots = equation.outputs[0], equation.reads()
+            if roots and roots.keys() <= self.fixed and value.size <= sum(root.size for root in roots):
+                self.fixed.add(value)
             shared = equation.name in CHEAP and len(value.readers) > 1
             several = sum(root.size for root in roots if root not in given) >= 1.5 * value.size
             if equation not in wanted or (shared and several):
@@ -163,6 +166,9 @@ class _Program:
             free = [root for root in equation.reads() if last[root] == at and root in of]
             for number, value in enumerate(equation.outputs):
                 if value in self.stacked:
+                    continue
+                if value in self.fixed:
+                    of[value] = Buffer(value.size, 0, end)
                     continue
                 fits = [v for v in _replaced(equation, number) if v in free and v.size == value.size]
                 before = min(fits, key=lambda v: of[v].first, default=None)  # who has been there longest saves most

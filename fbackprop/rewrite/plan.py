@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import sqrt
 from typing import Any
 
 import jax
@@ -58,8 +59,9 @@ def planned(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> 
     search = _Search(net, loss, jax.eval_shape(lambda: batch))
     found = [search.compiled(search.base)]
     while len(found) < TRIES and found[0].temp_bytes > budget_bytes:
-        drawn = search.cheapest(budget_bytes)
-        if any((drawn.schedules, drawn.settings) == (p.schedules, p.settings) for p in found):
+        last = len(found) == TRIES - 1 and all(p.temp_bytes > budget_bytes for p in found)
+        drawn = search.cheapest(0 if last else budget_bytes)
+        if _key(drawn) in search.measured:
             break
         found.append(search.compiled(drawn))
     fits = [p for p in found if p.temp_bytes <= budget_bytes]
@@ -81,6 +83,10 @@ def temp_bytes(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> int:
     return int(analysis.temp_size_in_bytes)
 
 
+def _key(drawn: Plan) -> str:
+    return repr((sorted(drawn.schedules.items()), sorted(drawn.settings.items())))
+
+
 class _Search:
     """The plans of one net, each foretold once."""
 
@@ -90,6 +96,7 @@ class _Search:
         self.params = jax.eval_shape(lambda key: net.init(key, self.x), jax.random.key(0))
         self.known: dict[str, tuple[int, int]] = {}
         self.found: dict[str, list[Site]] = {}
+        self.measured: dict[str, int] = {}
         self.off: dict[bool, float] = {}
         self.base = Plan(net, 0, 0)
 
@@ -100,19 +107,21 @@ class _Search:
 
     def counted(self, drawn: Plan) -> tuple[int, int]:
         """Bytes at the peak, and FLOPs."""
-        key = repr((sorted(drawn.schedules.items()), sorted(drawn.settings.items())))
+        key = _key(drawn)
         if key not in self.known:
             jaxpr = jax.make_jaxpr(value_and_grad(drawn.net, self.loss))(self.params, self.batch).jaxpr
-            self.known[key] = peak_of(jaxpr), flops_of(jaxpr)
+            self.known[key] = max(1, peak_of(jaxpr)), flops_of(jaxpr)
         return self.known[key]
 
     def foretold(self, drawn: Plan) -> int:
-        return round(max(1, self.counted(drawn)[0]) * self.off.get(bool(drawn.settings), 1.0))
+        """Corrected by half of what was foretold wrong of its like, whole tiles or cut ones: the peak may stand elsewhere."""
+        key = _key(drawn)
+        return self.measured.get(key) or round(self.counted(drawn)[0] * sqrt(self.off.get(bool(drawn.settings), 1.0)))
 
     def compiled(self, drawn: Plan) -> Plan:
-        """With what it needs; that corrects what is foretold of its like, whole tiles or cut ones."""
         predicted, needs = self.foretold(drawn), temp_bytes(drawn.net, self.loss, self.params, self.batch)
-        self.off[bool(drawn.settings)] = needs / max(1, self.counted(drawn)[0])
+        self.measured[_key(drawn)] = needs
+        self.off[bool(drawn.settings)] = needs / self.counted(drawn)[0]
         return replace(drawn, temp_bytes=needs, predicted_bytes=predicted)
 
     def cheapest(self, budget: float) -> Plan:
