@@ -33,6 +33,7 @@ _HOME = {
     "rewrite.precision": "Precision PRECISIONS with_precision",
     "rewrite.schedule": "scheduled with_schedules every root binomial recomputed",
     "rewrite.plan": "plan planned Plan",
+    "adjustable": "Adjustable with_settings",
     "rewrite.tap": "tap",
     "rewrite.watch": "watch probe",
     "rewrite.reading": "readings",

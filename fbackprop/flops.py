@@ -26,10 +26,11 @@ REDUCTIONS = ("reduce_", "argmax", "argmin", "cum", "scatter", "sort")
 def count_flops(fn: Callable, *args: Any) -> int:
     """Of `fn(*args)`; the arguments may be ShapeDtypeStructs, None among the results counts nothing."""
     closed = jax.make_jaxpr(fn)(*args)
-    return _of(closed.jaxpr)
+    return flops_of(closed.jaxpr)
 
 
-def _of(jaxpr: Any) -> int:
+def flops_of(jaxpr: Any) -> int:
+    """Of a jaxpr."""
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(map(_of_equation, jaxpr.eqns))
 
@@ -37,16 +38,16 @@ def _of(jaxpr: Any) -> int:
 def _of_equation(eqn: Any) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name == "cond":
-        costs = [_of(branch.jaxpr) for branch in params["branches"]]
+        costs = [flops_of(branch.jaxpr) for branch in params["branches"]]
         platforms = params.get("branches_platforms")  # of a platform_dependent: the first that fits runs, None fits all
         here = platforms and [cost for cost, names in zip(costs, platforms) if names is None or jax.default_backend() in names]
         return here[0] if here else max(costs)
     if name == "while":
-        return _of(params["body_jaxpr"].jaxpr)
+        return flops_of(params["body_jaxpr"].jaxpr)
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in params:
             body = params[key]
-            return params.get("length", 1) * _of(getattr(body, "jaxpr", body))
+            return params.get("length", 1) * flops_of(getattr(body, "jaxpr", body))
     made, taken = eqn.outvars[0].aval, (eqn.invars or eqn.outvars)[0].aval
     if name == "dot_general":
         ((contracted, _), _) = params["dimension_numbers"]

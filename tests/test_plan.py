@@ -5,10 +5,26 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fbackprop import chain, checkpoint, dense, mse, plan, planned, repeat, skip, tanh, value_and_grad
+from fbackprop import (
+    attention,
+    chain,
+    checkpoint,
+    dense,
+    gpt,
+    lstm,
+    mse,
+    plan,
+    planned,
+    repeat,
+    skip,
+    tanh,
+    value_and_grad,
+    with_settings,
+)
 from fbackprop.cli import main
 from fbackprop.problem import Problem
-from fbackprop.rewrite.plan import sites_of, temp_bytes
+from fbackprop.rewrite.plan import temp_bytes
+from fbackprop.rewrite.site import sites_of
 from fbackprop.train.config import memory_bytes
 
 X = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
@@ -43,12 +59,53 @@ def test_what_fits_is_left_alone():
     assert plan(net, mse(), BATCH, 1e12) is net
 
 
-@pytest.mark.parametrize("name", ["a chain", "a repeat"])
-def test_bytes_are_foretold_within_a_tenth(name):
-    """From shapes and the bytes of the net as it stands."""
+@pytest.mark.parametrize("share", [0.75, 0.55])
+@pytest.mark.parametrize("name", NETS)
+def test_bytes_are_foretold_within_a_tenth(name, share):
+    """From the jaxpr and the bytes of the plan compiled before."""
     net = NETS[name]
-    found = planned(net, mse(), BATCH, 0.6 * needs(net))
+    found = planned(net, mse(), BATCH, share * needs(net))
     assert found.predicted_bytes == pytest.approx(found.temp_bytes, rel=0.1)
+
+
+def tokens(batch, length):
+    return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
+
+
+WORDS = (gpt(4096, 64, 32, 2, 2), None, tokens(8, 64))
+LONG = (chain(dense(96), attention(1, causal=True), dense(32)), mse(), (jax.ShapeDtypeStruct((2, 512, 32), jnp.float32),) * 2)
+STEPS = (lstm(64), mse(), (jax.ShapeDtypeStruct((16, 64, 64), jnp.float32),) * 2)
+
+
+@pytest.mark.parametrize(("work", "path", "setting"), [(WORDS, "1", "chunk"), (LONG, "1", "block"), (STEPS, "", "size")],
+                         ids=["a large vocabulary", "a long sequence", "many steps"])
+def test_tiles_are_chosen(work, path, setting):
+    net, loss, batch = work
+    small = jax.tree.map(lambda a: (10 * jax.random.normal(jax.random.key(a.size), a.shape)).astype(a.dtype) % 10, batch)
+    params = net.init(jax.random.key(0), small if loss is None else small[0])
+    budget = 0.5 * temp_bytes(net, loss, params, batch)
+    found = planned(net, loss, batch, budget)
+    assert setting in found.settings[path]
+    assert found.temp_bytes == temp_bytes(found.net, loss, params, batch) <= budget
+    assert found.predicted_bytes == pytest.approx(found.temp_bytes, rel=0.1)
+    want, got = (jax.jit(value_and_grad(n, loss))(params, small) for n in (net, found.net))
+    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
+
+
+def test_what_costs_nothing_comes_before_checkpoints():
+    net, loss, batch = WORDS
+    found = planned(net, loss, batch, 0.6 * temp_bytes(net, loss, jax.eval_shape(net.init, jax.random.key(0), batch), batch))
+    assert found.settings
+    assert not found.schedules
+
+
+def test_wrong_settings_are_named():
+    net = chain(dense(6), attention(2))
+    assert with_settings(net, {"1": {"block": 2}}).parts[1].name == "attention(2, block=2)"
+    with pytest.raises(ValueError, match="settings: expected the paths of layers that have some, got none at \\['0'\\]"):
+        with_settings(net, {"0": {"block": 2}})
+    with pytest.raises(TypeError):
+        with_settings(net, {"1": {"chunk": 2}})
 
 
 def test_what_cannot_fit_is_told_with_the_least_possible():

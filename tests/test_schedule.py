@@ -88,3 +88,19 @@ def test_a_rewrite_below_keeps_the_schedule():
     params = again.init(jax.random.key(0), x)
     text = str(jax.make_jaxpr(value_and_grad(again, mse()))(params, (x, x)))
     assert text.count("optimization_barrier") == 1
+
+
+def test_another_schedule_takes_the_place_of_the_first():
+    net = scheduled(repeat(chain(dense(4), tanh()), 6), every(2, 6))
+    assert scheduled(net, every(3, 6)).name == net.name == f"scheduled({net.name[10:-1]})"
+    x = jnp.ones((2, 4))
+    params = net.init(jax.random.key(0), x)
+    jaxpr = lambda n: str(jax.make_jaxpr(value_and_grad(n, mse()))(params, (x, x)))
+    assert jaxpr(scheduled(net, every(3, 6))) == jaxpr(scheduled(repeat(chain(dense(4), tanh()), 6), every(3, 6)))
+
+
+def test_single_steps_copy_no_weights():
+    net, x = repeat(dense(256), 8), jnp.ones((1, 256))
+    params = jax.eval_shape(net.init, jax.random.key(0), x)
+    memory = jax.jit(value_and_grad(scheduled(net, every(1, 8)), mse())).lower(params, (x, x)).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 8 * 256 * 256 * 4

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..adjustable import Adjustable, halves
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Tree
@@ -100,7 +101,9 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
 
     options = {"kv_heads": kv_heads, "causal": causal or None, "block": block}
     given = "".join(f", {name}={option}" for name, option in options.items() if option is not None)
-    return Layer(f"attention({heads}{given})", init, forward, backward)
+    return Adjustable(f"attention({heads}{given})", init, forward, backward,
+                      adjusted=lambda block: attention(heads, kv_heads, causal, block),
+                      settings=lambda x: ({"block": size} for size in halves(block or jax.tree.leaves(x)[0].shape[-2], 32)))
 
 
 def _checked(x: Any, parts: int) -> tuple[Any, Any]:

@@ -25,13 +25,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..adjustable import Adjustable
 from ..compose import chain, expect_parts
 from ..dtypes import wide_dtype
 from ..errors import at, expect, expect_floating, expect_params
 from ..layer import Layer, Static, Tree
 from .dense import dense, weight_gradient
 from .repeat import restore, scan_keeping, set_apart
-from .segments import in_segments
+from .segments import in_segments, segments
 
 REMAKE = ("nothing", "gates", "carries")
 XAVIER = jax.nn.initializers.glorot_uniform()
@@ -318,7 +319,12 @@ def _projected(width: int, cell: Cell, segment: int | None, remake: str | None, 
     before = dense(width, w_init=XAVIER)
     if segment is None:
         expect(remake is None, "remake", "a segment beside it", "segment=None", "Give both: segment=16, remake='gates'")
-        return chain(before, recurrent(cell, **options))
+        whole = chain(before, recurrent(cell, **options))
+        if {"truncate", "initial"} & {name for name, value in options.items() if value}:
+            return whole
+        return Adjustable(
+            **vars(whole), settings=lambda x: segments(x.shape[1], remake=False),
+            adjusted=lambda size, remake=False: _projected(width, cell, size, "carries" if remake else "gates", options))
     expect(remake in (None, *REMAKE), "remake", ", ".join(map(repr, REMAKE)), repr(remake))
     ok = not {"truncate", "initial"} & {name for name, value in options.items() if value}
     expect(ok, "segment", "no truncate and no initial beside it", repr(options))

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..adjustable import Adjustable, halves
 from ..compose import expect_parts
 from ..errors import at, expect, expect_floating
 from ..layer import Layer, Tree, join, split
@@ -103,8 +104,19 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
         successors = jax.tree.map(lambda n: n[0 if reverse else -1], successors)
         return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
 
-    return Layer(f"in_segments({before.name}, {over.name}, {size}{', remake=True' * remake})", init, forward, backward,
-                 parts=parts, rebuild=lambda parts: in_segments(parts[0], parts[1], start, size, last, reverse, remake))
+    def adjusted(size: int, remake: bool = False) -> Layer:
+        return in_segments(before, over, start, size, last, reverse, remake)
+
+    return Adjustable(f"in_segments({before.name}, {over.name}, {size}{', remake=True' * remake})", init, forward, backward,
+                      parts=parts, rebuild=lambda parts: in_segments(parts[0], parts[1], start, size, last, reverse, remake),
+                      adjusted=adjusted, settings=lambda x: segments(min(size, x.shape[1]), remake))
+
+
+def segments(size: int, remake: bool) -> list[dict[str, Any]]:
+    """Settings that need less than segments of `size`: shorter ones, then those of which the carry alone is kept."""
+    sizes = halves(size, 2)
+    remade = [{"size": n, "remake": True} for n in (sizes if remake else [size, *sizes])]
+    return remade if remake else [*({"size": n} for n in sizes), *remade]
 
 
 def _one_step(y: Any) -> jax.ShapeDtypeStruct:

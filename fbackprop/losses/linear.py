@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..adjustable import Adjustable, halves
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Tree
@@ -142,7 +143,14 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
 
     name = named("linear_cross_entropy", vocabulary, chunk=chunk, axis=None if axis == AXES[0] else repr(axis), bias=bias,
                  label_smoothing=a, ignore_index=ignore_index)
-    return Layer(name, init, forward, backward, inference=_linear_logits(vocabulary, init, names))
+    return Adjustable(
+        name, init, forward, backward, inference=_linear_logits(vocabulary, init, names),
+        adjusted=lambda chunk: linear_cross_entropy(vocabulary, chunk, axis, bias, label_smoothing, ignore_index, w_init),
+        settings=lambda x: ({"chunk": size} for size in halves(chunk or _whole(x, vocabulary, axis), 32)))
+
+
+def _whole(x: Any, vocabulary: int, axis: str) -> int:
+    return prod(x[0].shape[:-1]) if axis == AXES[0] else vocabulary
 
 
 def _linear_logits(vocabulary: int, init: Any, names: tuple[str, ...]) -> Layer:

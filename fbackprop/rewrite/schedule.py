@@ -83,7 +83,7 @@ def recomputed(schedule: Schedule) -> int:
 
 
 def scheduled(layer: Layer, schedule: Schedule) -> Layer:
-    """A chain or a repeat that keeps what `schedule` says; its params, and their paths, stay.
+    """A chain or a repeat that keeps what `schedule` says, whatever it kept before; its params, and their paths, stay.
 
     Raises ValueError for a schedule of another number of steps, TypeError for a layer that is neither.
     """
@@ -95,7 +95,8 @@ def scheduled(layer: Layer, schedule: Schedule) -> Layer:
                       lambda params, residuals, dy: _paired(inner.backward(params[0], residuals, dy)))
     else:
         whole = _of_chain(layer.parts, schedule)
-    return replace(layer, name=f"scheduled({layer.name})", forward=whole.forward, backward=whole.backward,
+    plain = layer.name.removeprefix("scheduled(").removesuffix(")" * layer.name.startswith("scheduled("))
+    return replace(layer, name=f"scheduled({plain})", forward=whole.forward, backward=whole.backward,
                    rebuild=lambda parts: scheduled(layer.rebuild(parts), schedule))  # type: ignore[misc]
 
 
@@ -118,13 +119,17 @@ def with_schedules(net: Layer, schedules: Mapping[str, Schedule]) -> Layer:
 
 
 def can_stand(layer: Layer) -> bool:
-    """Whether a schedule makes a difference here: several steps, and none yet."""
-    return layer.name.startswith(("chain(", "repeat(")) and (isinstance(layer, Repeat) or len(layer.parts) > 1)
+    """Whether a schedule makes a difference here: several steps."""
+    return isinstance(layer, Repeat) or (_is_chain(layer) and len(layer.parts) > 1)
+
+
+def _is_chain(layer: Layer) -> bool:
+    return layer.name.removeprefix("scheduled(").startswith("chain(")
 
 
 def length(layer: Layer) -> int:
     """Steps of a chain or a repeat. Raises TypeError for another layer."""
-    ok = isinstance(layer, Repeat) or layer.name.startswith("chain(")
+    ok = isinstance(layer, Repeat) or _is_chain(layer)
     expect(ok, "scheduled", "a chain or a repeat", layer, "map_layers finds those in a net", TypeError)
     return layer.n if isinstance(layer, Repeat) else len(layer.parts)
 
@@ -162,9 +167,10 @@ def _of_repeat(layer: Layer, schedule: Schedule) -> Layer:
         if isinstance(item, int):
             layers.append(repeat(layer, count * size))
         else:
-            inner = checkpoint(_of_repeat(layer, item))
-            layers.append(repeat(inner, count))
-        spans.append((start, start + count * size, () if isinstance(item, int) else (count, size)))
+            inner = layer if size == 1 else _of_repeat(layer, item)
+            layers.append(repeat(checkpoint(inner), count))
+        # an axis of one step would be an axis XLA lays out its own way: a copy of all weights
+        spans.append((start, start + count * size, () if isinstance(item, int) or size == 1 else (count, size)))
         start += count * size
     whole = chain(*layers)
 

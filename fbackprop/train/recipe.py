@@ -13,9 +13,8 @@ import jax
 from ..compose import ValueAndGrad, auto_value_and_grad, value_and_grad
 from ..layer import Layer, Tree
 from ..problem import Problem
-from ..rewrite.plan import planned
+from ..rewrite.plan import planned, with_plan
 from ..rewrite.precision import PRECISIONS, with_precision
-from ..rewrite.schedule import with_schedules
 from .accumulate import accumulate, microbatches
 from .config import TrainConfig, memory_bytes
 from .parallel import data_parallel, devices, replicate, shard
@@ -38,7 +37,7 @@ def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
         found = planned(computed(task, config), task.loss, batch, memory_bytes(config.memory or ""))
     except ValueError as error:
         raise Problem(f"memory: {error}") from error
-    return replace(task, net=with_schedules(task.net, found.schedules)), found.temp_bytes
+    return replace(task, net=with_plan(task.net, found)), found.temp_bytes
 
 
 def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:

@@ -1,0 +1,246 @@
+"""Temporary memory of a program, foretold from its jaxpr by what XLA does on a CPU: before anything is compiled or runs.
+
+Cheap elementwise values are fused into who reads them and have no buffer. A value takes the place of an operand of its size
+that ends there. What XLA sees is equal is made once. The zeros that a scan stacks or adds up into depend on nothing and are
+made first. A result has a buffer of its own, in whose room others may be before. Neither arguments nor results are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import prod
+from operator import add
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+from jax.interpreters import partial_eval
+
+from ..flops import MOVES
+from ..layers.rewire import BARRIERS_FALL
+
+RENAMED = {"reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "device_put"}
+UPDATES = {"dynamic_update_slice", "scatter", "scatter-add"}
+MOVED = {"transpose", "concatenate", "gather", "rev", "pad", "slice", "dynamic_slice", "broadcast_in_dim"}  # places change
+CHEAP = {
+    "add", "add_any", "sub", "mul", "neg", "max", "min", "sign", "abs", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt",
+    "ge", "select_n", "clamp", "is_finite", "square", "integer_pow", "floor", "round"}
+DEAR = {"exp", "exp2", "log", "tanh", "logistic", "div", "sqrt", "rsqrt", "erf", "pow", "log1p", "expm1", "sin", "cos", "rem"}
+FUSED = (CHEAP | MOVES) - UPDATES
+REDUCTIONS = ("reduce_", "argmax", "argmin")
+MANY = 3  # readers of a cheap value for which XLA makes it a buffer, and still fuses it into some
+
+
+@dataclass(eq=False)
+class Value:
+    """A traced value. roots: the buffers it is read from, itself unless it is fused; aligned: those read place by place."""
+
+    size: int
+    readers: list[Equation] = field(default_factory=list)
+    maker: Equation | None = None
+    roots: dict[Value, None] = field(default_factory=dict)  # dicts as sets that have an order
+    aligned: dict[Value, None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.roots = self.aligned = {self: None}
+
+
+@dataclass(eq=False)
+class Equation:
+    name: str
+    inputs: list[Value]  # without the literals
+    outputs: list[Value]
+    params: Any
+
+    @property
+    def fusible(self) -> bool:
+        return self.name in FUSED or self.name in DEAR or self.name.startswith(REDUCTIONS)
+
+    def reads(self) -> dict[Value, None]:
+        return {root: None for value in self.inputs for root in value.roots}
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Held from the equation `first` to the equation `last`."""
+
+    size: int
+    first: int
+    last: int
+
+
+def peak_of(jaxpr: Any) -> int:
+    """The most bytes held at a time beside arguments and results."""
+    return _Program(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)[0]).peak()
+
+
+class _Program:
+    """A jaxpr with every call written out, or a loop's body, whose arguments are constants, then carries, then slices."""
+
+    def __init__(self, jaxpr: Any, constants: int = 0, carried: int | None = None) -> None:
+        self.equations: list[Equation] = []
+        self.known: dict[Any, list[Value]] = {}
+        given = [Value(_size(var)) for var in jaxpr.invars]
+        self.results = self.inline(jaxpr, list(given))
+        self.in_loop, count = carried is not None, carried or 0
+        self.carries = given[constants:constants + count]
+        self.slices = set(given[constants + count:]) if self.in_loop else set()
+        ys = self.results[count:] if self.in_loop else []
+        self.stacked = {y for y in ys if y and y.maker and y.maker.fusible}  # written where they are stacked
+        self.fixed = set(given[:constants])  # the same in every turn: XLA makes it before the loop
+        self.fuse(set(given))
+
+    def inline(self, jaxpr: Any, given: list[Value | None]) -> list[Value | None]:
+        values: dict[Any, Value | None] = {**dict(zip(jaxpr.invars, given)), **{var: Value(0) for var in jaxpr.constvars}}
+        read = lambda var: None if isinstance(var, Literal) else values[var]
+        for eqn in jaxpr.eqns:
+            inputs = [read(var) for var in eqn.invars]
+            body, skipped = _called(eqn)
+            values.update(zip(eqn.outvars, self.made(eqn, inputs) if body is None else self.inline(body, inputs[skipped:])))
+        return [read(var) for var in jaxpr.outvars]
+
+    def made(self, eqn: Any, inputs: list[Value | None]) -> list[Value | None]:
+        name = eqn.primitive.name
+        if name == "optimization_barrier":  # no more than a name where barriers fall
+            return inputs if BARRIERS_FALL else [v and self.added("copy", [v], [v.size], {})[0] for v in inputs]
+        found, sizes = [value for value in inputs if value], [_size(var) for var in eqn.outvars]
+        if name in ("scan", "while") or not found:
+            return [*self.added(name, found, sizes, eqn.params)]
+        literals = [str(var.val) if isinstance(var, Literal) else "" for var in eqn.invars]
+        key = (name, *map(id, inputs), *literals, str(eqn.params))
+        if key not in self.known:
+            self.known[key] = self.added(name, found, sizes, eqn.params)
+        return [*self.known[key]]
+
+    def added(self, name: str, inputs: list[Value], sizes: list[int], params: Any) -> list[Value]:
+        equation = Equation(name, inputs, [Value(size) for size in sizes], params)
+        for value in equation.outputs:
+            value.maker = equation
+        for value in dict.fromkeys(inputs):
+            value.readers.append(equation)
+        self.equations.append(equation)
+        return equation.outputs
+
+    def fuse(self, given: set[Value]) -> None:
+        """Decides who has a buffer; the equations that are left make one each."""
+        results, left = set(self.results), []
+        wanted = {e for e in self.equations if e.outputs[0] not in results and _can_fuse(e, e.outputs[0])}
+        for equation in self.equations:
+            value, roots = equation.outputs[0], equation.reads()
+            if roots and roots.keys() <= self.fixed and value.size <= sum(root.size for root in roots):
+                self.fixed.add(value)
+            shared = equation.name in CHEAP and len(value.readers) > 1
+            several = sum(root.size for root in roots if root not in given) >= 1.5 * value.size
+            if equation not in wanted or (shared and several):
+                left.append(equation)
+                continue
+            stored = shared and len(value.readers) >= MANY
+            value.roots = {**roots, **({value: None} if stored else {})}
+            moved = equation.name in MOVED
+            value.aligned = {} if moved else {root: None for operand in equation.inputs for root in operand.aligned}
+            left += [equation] * stored
+        self.equations = left
+
+    def peak(self) -> int:
+        """The most held at a time; of a loop's body, beside its carries."""
+        buffers, own = self.buffers()
+        end = len(self.equations)
+        change = [0] * (end + 2)
+        for buffer in _placed(buffers, own):
+            change[buffer.first] += buffer.size
+            change[buffer.last + 1] -= buffer.size
+        inside = [*map(_inside, self.equations), 0]
+        return max(map(add, accumulate(change), inside)) - sum(value.size for value in self.carries)
+
+    def buffers(self) -> tuple[list[Buffer], list[Buffer]]:
+        """All, and those of results."""
+        end = len(self.equations)
+        last = {root: at for at, equation in enumerate(self.equations) for root in equation.reads()}
+        last.update({root: end for value in self.results if value for root in value.roots})
+        of = {value: Buffer(value.size, 0, last.get(value, 0)) for value in self.carries}
+        for at, equation in enumerate(self.equations):
+            if not equation.fusible:  # a slice is cut out for it
+                of.update({v: Buffer(v.size, at, last[v]) for v in equation.reads() if v in self.slices and v not in of})
+            free = [root for root in equation.reads() if last[root] == at and root in of]
+            for number, value in enumerate(equation.outputs):
+                if value in self.stacked:
+                    continue
+                if value in self.fixed:
+                    of[value] = Buffer(value.size, 0, end)
+                    continue
+                fits = [v for v in _replaced(equation, number) if v in free and v.size == value.size]
+                before = min(fits, key=lambda v: of[v].first, default=None)  # who has been there longest saves most
+                if before is None:
+                    of[value] = Buffer(value.size, 0 if _is_early(equation, value) else at, last.get(value, at))
+                else:
+                    free.remove(before)
+                    of[value] = of[before]
+                    of[value].last = last.get(value, at)
+        results = [] if self.in_loop else [of[v] for value in self.results if value for v in value.roots if v in of]
+        return list(dict.fromkeys(of.values())), list(dict.fromkeys(results))
+
+
+def _placed(buffers: list[Buffer], own: list[Buffer]) -> list[Buffer]:
+    """The buffers that find no room where a result will be: the largest are asked first."""
+    rooms = [[buffer] for buffer in sorted(own, key=lambda b: -b.size)]
+    left: list[Buffer] = []
+    results = set(own)
+    for buffer in sorted((b for b in buffers if b not in results), key=lambda b: -b.size):
+        apart = lambda other, buffer=buffer: buffer.last < other.first or other.last < buffer.first
+        room = next((room for room in rooms if room[0].size >= buffer.size and all(map(apart, room))), left)
+        room.append(buffer)
+    return left
+
+
+def _replaced(equation: Equation, number: int) -> Iterable[Value]:
+    """The buffers in whose place the output of that number may come."""
+    if equation.name == "scan":
+        carry = number < equation.params["num_carry"]
+        return [root for value in equation.inputs for root in value.aligned] if carry else ()
+    in_place = equation.name in UPDATES or (equation.fusible and equation.name not in {*MOVED, "select_n"})
+    return [root for value in equation.inputs for root in value.aligned] if in_place else ()
+
+
+def _is_early(equation: Equation, value: Value) -> bool:
+    if equation.name == "scan":
+        return value in equation.outputs[equation.params["num_carry"]:]
+    return equation.name == "broadcast_in_dim" and not equation.inputs and all(e.name == "scan" for e in value.readers)
+
+
+def _can_fuse(equation: Equation, value: Value) -> bool:
+    name, readers = equation.name, value.readers
+    if name in RENAMED or (name in ("slice", "dynamic_slice") and equation.inputs[0].size == value.size):
+        return True
+    if name == "transpose":
+        return all(reader.fusible or reader.name == "dot_general" for reader in readers)
+    return all(reader.fusible for reader in readers) and (name in FUSED or (name in DEAR and len(readers) == 1))
+
+
+def _inside(equation: Equation) -> int:
+    """What a loop holds beside what goes in and comes out."""
+    params = equation.params
+    if equation.name == "scan":
+        return max(0, _Program(params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]).peak())
+    if equation.name == "while":
+        body, constants = params["body_jaxpr"].jaxpr, params["body_nconsts"]
+        return max(0, _Program(body, constants, len(body.invars) - constants).peak())
+    return 0
+
+
+def _called(eqn: Any) -> tuple[Any, int]:
+    """The jaxpr that runs in place of `eqn`, and how many inputs come before its own; None where it is no call."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "cond":
+        platforms = params.get("branches_platforms") or [None] * len(params["branches"])
+        here = (b for b, names in zip(params["branches"], platforms) if names is None or jax.default_backend() in names)
+        return next(here).jaxpr, 1
+    if name == "while" or (name == "scan" and params["length"] > 1):  # XLA takes a loop of one turn apart
+        return None, 0
+    body = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
+    return getattr(body, "jaxpr", body), 0
+
+
+def _size(var: Any) -> int:
+    return prod(getattr(var.aval, "shape", ())) * getattr(getattr(var.aval, "dtype", None), "itemsize", 4)
