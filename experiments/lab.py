@@ -3,7 +3,7 @@
 An experiment is a file whose docstring says the question in its first line and then Rows, Command, Expected and Time, with a
 function `experiment(lab)` that measures, prints, and states claims by `lab.expect`. It leaves NAME-seed0.json and
 NAME-seed0.png in the directory --out (runs/experiments), with -quick in the name of a quick run, and exits with 1 when a
-claim does not hold, 2 when the options are wrong, 74 when the directory cannot be written.
+claim does not hold, 2 when the options are wrong or a package is missing, 74 when the directory cannot be written.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from fbackprop.problem import Problem
 
 OUT = Path("runs/experiments")
 INCH = 100  # pixels
@@ -133,6 +135,9 @@ def main(experiment: Callable[[Lab], None], argv: Sequence[str] | None = None,
     lab = Lab(Path(made_in["__file__"]).stem, options.seed, options.quick, options.out, options)
     try:
         return 0 if run(experiment, lab)["passed"] else 1
+    except Problem as problem:
+        print(problem, file=sys.stderr)
+        return problem.exit_code
     except OSError as error:
         print(f"{error.filename or options.out}: expected to be able to write there, got: {error.strerror}", file=sys.stderr)
         return 74
