@@ -39,7 +39,7 @@ STEPS = {  # net, loss, batch
     "mlp": (mlp((16,)), CLASSES, (IMAGES, LABELS)),
     "convnet with dropout": (convnet((3, 4), hidden=(8,), rate=0.2), CLASSES, (IMAGES, LABELS)),
     "resnet": (resnet((4, 6), blocks=1), CLASSES, (IMAGES, LABELS)),
-    "lstm in segments": (lstm_classifier(8, segment=2, remake=True), CLASSES, (IMAGES[..., 0], LABELS)),
+    "lstm in segments": (lstm_classifier(8, segment=2, remake="carries"), CLASSES, (IMAGES[..., 0], LABELS)),
     "gpt, blocked and chunked": (SMALL, None, TOKENS),
     "gpt, checkpointed, in bfloat16": (with_precision(with_schedules(SMALL, {"0/0/2": every(1, 2)}), PRECISIONS["bfloat16"]),
                                        None, TOKENS),
