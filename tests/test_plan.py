@@ -22,6 +22,7 @@ from fbackprop import (
     with_settings,
 )
 from fbackprop.cli import main
+from fbackprop.explain.compare import relative
 from fbackprop.problem import Problem
 from fbackprop.rewrite.plan import temp_bytes
 from fbackprop.rewrite.site import sites_of
@@ -89,7 +90,7 @@ def test_tiles_are_chosen(work, path, setting):
     assert found.temp_bytes == temp_bytes(found.net, loss, params, batch) <= budget
     assert found.predicted_bytes == pytest.approx(found.temp_bytes, rel=0.1)
     want, got = (jax.jit(value_and_grad(n, loss))(params, small) for n in (net, found.net))
-    chex.assert_trees_all_close(got, want, rtol=1e-4, atol=1e-6)
+    assert relative(got, want) < 1e-5  # of every leaf's largest entry: sums over a thousand rows
 
 
 def test_what_costs_nothing_comes_before_checkpoints():

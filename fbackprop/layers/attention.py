@@ -203,8 +203,9 @@ def _allowed(s: jax.Array, there: Any, i: Any, j: Any, causal: int | None, trans
     if there is not None:
         s = jnp.where(jnp.broadcast_to(jnp.expand_dims(_at(j, there), (-3, rows)), s.shape), s, -jnp.inf)
     if causal is not None:
-        position = lambda block, axis: block * causal + lax.broadcasted_iota(np.int32, s.shape, s.ndim + axis) % causal
-        s = jnp.where(position(j, keys) <= position(i, rows), s, -jnp.inf)
+        row, key = (block * causal + lax.iota(np.int32, s.shape[axis]) % causal for block, axis in ((i, rows), (j, keys)))
+        row, key = (jnp.expand_dims(each, other) for each, other in ((row, keys), (key, rows)))  # not yet T x T: that is kept
+        s = jnp.where(jnp.broadcast_to(key, s.shape) <= jnp.broadcast_to(row, s.shape), s, -jnp.inf)
     return s
 
 

@@ -23,7 +23,8 @@ from ..layers.rewire import BARRIERS_FALL
 
 RENAMED = {"reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "device_put"}
 UPDATES = {"dynamic_update_slice", "scatter", "scatter-add"}
-MOVED = {"transpose", "concatenate", "gather", "rev", "pad", "slice", "dynamic_slice", "broadcast_in_dim"}  # places change
+MOVED = {  # places change
+    "transpose", "concatenate", "gather", "rev", "pad", "slice", "split", "dynamic_slice", "broadcast_in_dim"}
 CHEAP = {
     "add", "add_any", "sub", "mul", "neg", "max", "min", "sign", "abs", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt",
     "ge", "select_n", "clamp", "is_finite", "square", "integer_pow", "floor", "round"}
@@ -35,9 +36,13 @@ MANY = 3  # readers of a cheap value for which XLA makes it a buffer, and still 
 
 @dataclass(eq=False)
 class Value:
-    """A traced value. roots: the buffers it is read from, itself unless it is fused; aligned: those read place by place."""
+    """A traced value. roots: the buffers it is read from, itself unless it is fused; aligned: those read place by place.
+
+    slim: it has an axis of 1, which a product wants away: what is made for one is then made in no operand's place.
+    """
 
     size: int
+    slim: bool = False
     readers: list[Equation] = field(default_factory=list)
     maker: Equation | None = None
     roots: dict[Value, None] = field(default_factory=dict)  # dicts as sets that have an order
@@ -112,6 +117,8 @@ class _Program:
         key = (name, *map(id, inputs), *literals, str(eqn.params))
         if key not in self.known:
             self.known[key] = self.added(name, found, sizes, eqn.params)
+            for var, value in zip(eqn.outvars, self.known[key]):
+                value.slim = 1 in getattr(var.aval, "shape", ())
         return [*self.known[key]]
 
     def added(self, name: str, inputs: list[Value], sizes: list[int], params: Any) -> list[Value]:
@@ -126,7 +133,10 @@ class _Program:
     def fuse(self, given: set[Value]) -> None:
         """Decides who has a buffer; the equations that are left make one each."""
         results, left = set(self.results), []
-        wanted = {e for e in self.equations if e.outputs[0] not in results and _can_fuse(e, e.outputs[0])}
+        wanted: set[Equation] = set()
+        for equation in self.equations:
+            if not results & {*equation.outputs} and all(_can_fuse(equation, value, wanted) for value in equation.outputs):
+                wanted.add(equation)
         for equation in self.equations:
             value, roots = equation.outputs[0], equation.reads()
             if roots and roots.keys() <= self.fixed and value.size <= sum(root.size for root in roots):
@@ -137,9 +147,10 @@ class _Program:
                 left.append(equation)
                 continue
             stored = shared and len(value.readers) >= MANY
-            value.roots = {**roots, **({value: None} if stored else {})}
             moved = equation.name in MOVED
-            value.aligned = {} if moved else {root: None for operand in equation.inputs for root in operand.aligned}
+            for value in equation.outputs:
+                value.roots = {**roots, **({value: None} if stored else {})}
+                value.aligned = {} if moved else {root: None for operand in equation.inputs for root in operand.aligned}
             left += [equation] * stored
         self.equations = left
 
@@ -199,7 +210,9 @@ def _replaced(equation: Equation, number: int) -> Iterable[Value]:
     if equation.name == "scan":
         carry = number < equation.params["num_carry"]
         return [root for value in equation.inputs for root in value.aligned] if carry else ()
-    in_place = equation.name in UPDATES or (equation.fusible and equation.name not in {*MOVED, "select_n"})
+    value = equation.outputs[number]
+    product = value.slim and any(reader.name == "dot_general" for reader in value.readers)
+    in_place = equation.name in UPDATES or (equation.fusible and equation.name not in {*MOVED, "select_n"} and not product)
     return [root for value in equation.inputs for root in value.aligned] if in_place else ()
 
 
@@ -209,9 +222,10 @@ def _is_early(equation: Equation, value: Value) -> bool:
     return equation.name == "broadcast_in_dim" and not equation.inputs and all(e.name == "scan" for e in value.readers)
 
 
-def _can_fuse(equation: Equation, value: Value) -> bool:
+def _can_fuse(equation: Equation, value: Value, fused: set[Equation]) -> bool:
     name, readers = equation.name, value.readers
-    if name in RENAMED or (name in ("slice", "dynamic_slice") and equation.inputs[0].size == value.size):
+    renamed = name in RENAMED or (name in ("slice", "dynamic_slice") and equation.inputs[0].size == value.size)
+    if renamed and equation.inputs[0].maker not in fused:
         return True
     if name == "transpose":
         return all(reader.fusible or reader.name == "dot_general" for reader in readers)
