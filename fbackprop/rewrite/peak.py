@@ -34,7 +34,7 @@ REDUCTIONS = ("reduce_", "argmax", "argmin")
 MANY = 3  # readers of a cheap value for which XLA makes it a buffer, and still fuses it into some
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Value:
     """A traced value. roots: the buffers it is read from, itself unless it is fused; aligned: those read place by place.
 
@@ -52,7 +52,7 @@ class Value:
         self.roots = self.aligned = {self: None}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Equation:
     name: str
     inputs: list[Value]  # without the literals
@@ -208,7 +208,7 @@ def _placed(buffers: list[Buffer], own: list[Buffer]) -> list[Buffer]:
 def _replaced(equation: Equation, number: int) -> Iterable[Value]:
     """The buffers in whose place the output of that number may come."""
     if equation.name == "scan":
-        carry = number < equation.params["num_carry"]
+        carry = number < _counts(equation.params)[1]
         return [root for value in equation.inputs for root in value.aligned] if carry else ()
     value = equation.outputs[number]
     product = value.slim and any(reader.name == "dot_general" for reader in value.readers)
@@ -218,7 +218,7 @@ def _replaced(equation: Equation, number: int) -> Iterable[Value]:
 
 def _is_early(equation: Equation, value: Value) -> bool:
     if equation.name == "scan":
-        return value in equation.outputs[equation.params["num_carry"]:]
+        return value in equation.outputs[_counts(equation.params)[1]:]
     return equation.name == "broadcast_in_dim" and not equation.inputs and all(e.name == "scan" for e in value.readers)
 
 
@@ -236,11 +236,19 @@ def _inside(equation: Equation) -> int:
     """What a loop holds beside what goes in and comes out."""
     params = equation.params
     if equation.name == "scan":
-        return max(0, _Program(params["jaxpr"].jaxpr, params["num_consts"], params["num_carry"]).peak())
+        return max(0, _Program(params["jaxpr"].jaxpr, *_counts(params)).peak())
     if equation.name == "while":
         body, constants = params["body_jaxpr"].jaxpr, params["body_nconsts"]
         return max(0, _Program(body, constants, len(body.invars) - constants).peak())
     return 0
+
+
+def _counts(scan: Any) -> tuple[int, int]:
+    """Of constants and of carries; jax 0.12 keeps them in a tree."""
+    if "num_carry" in scan:
+        return scan["num_consts"], scan["num_carry"]
+    constants, carries, _ = map(len, scan["ft_in"].unpack())
+    return constants, carries
 
 
 def _called(eqn: Any) -> tuple[Any, int]:
