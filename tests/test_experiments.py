@@ -10,6 +10,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from fbackprop.cli.experiments import described
+
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if "\ndef experiment(" in path.read_text(encoding="utf-8"))
 
@@ -26,7 +28,8 @@ def load(name):
         sys.path.remove(str(EXPERIMENTS))
 
 
-OPTIMIZED = ("chen2016", "checkpoints", "memory_growth", "manual_against_auto")  # they measure what XLA makes of a program
+# they measure what XLA makes of a program
+OPTIMIZED = ("chen2016", "checkpoints", "memory_growth", "manual_against_auto", "scaling", "tpu_compile")
 
 
 @pytest.fixture
@@ -40,6 +43,9 @@ def compiled_the_quick_way(path):
 @pytest.mark.usefixtures("compiled_the_quick_way")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_experiment_gives_its_expected_result(path, tmp_path, capsys):
+    needs = described(path).needs
+    if needs:
+        pytest.importorskip(needs, reason=f"{path.stem} compiles with {needs}, which few have")
     module, lab = load(path.stem), load("lab")
     code = module.main(module.experiment, ["--quick", "--out", str(tmp_path)], getattr(module, "add_options", None))
     said = capsys.readouterr().out
@@ -108,6 +114,19 @@ def test_a_directory_that_cannot_be_written_is_one_line_and_code_74(tmp_path, ca
     assert "expected to be able to write" in said
 
 
+def test_a_package_that_is_missing_is_one_line_and_code_2(monkeypatch, tmp_path, capsys):
+    module = load("tpu_compile")
+
+    def missing(name):
+        raise module.PackageNotFoundError(name)
+
+    monkeypatch.setattr(module, "version", missing)
+    assert load("lab").main(module.experiment, ["--quick", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "pip install libtpu" in said
+    assert said.count("\n") == 1
+
+
 # the command
 
 SAMPLE = '''"""Is two two?
@@ -157,6 +176,14 @@ def test_the_list_tells_what_each_asks_and_what_came_out_last(command):
     assert "as expected, seed 0" in said
     (row,) = json.loads(said.splitlines()[-1])["experiments"]
     assert (row["question"], row["rows"], row["last"]["passed"]) == ("Is two two?", "C7", True)
+
+
+def test_all_leaves_out_what_lacks_a_package_and_says_so(command, tmp_path):
+    other = SAMPLE.replace("Rows      C7", "Rows      C7\nNeeds     no_such_package")
+    (tmp_path / "checkout" / "experiments" / "other.py").write_text(other)
+    code, _, said = command("run", "all")
+    assert code == 0
+    assert "other: left out, no_such_package is not installed" in said
 
 
 def test_one_seed_that_fails_fails_the_run_and_names_the_claim(command):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ class Experiment:
     question: str
     rows: str
     time: str
+    needs: str = ""
+
+    @property
+    def missing(self) -> bool:
+        """Whether it needs a package that is not installed."""
+        return bool(self.needs) and find_spec(self.needs) is None
 
 
 def run(argv: list[str]) -> int:
@@ -60,7 +67,11 @@ def run(argv: list[str]) -> int:
     if options.words[0] != "run" or len(options.words) == 1:
         raise Problem(f"experiments: expected nothing, or run and names, got {' '.join(options.words)!r}. "
                       "fbackprop experiments lists the names")
-    names = list(found) if options.words[1:] == ("all",) else list(options.words[1:])
+    names = list(options.words[1:])
+    if names == ["all"]:
+        names = [name for name, each in found.items() if not each.missing]
+        for name in found.keys() - set(names):
+            print(f"{name}: left out, {found[name].needs} is not installed", file=sys.stderr)
     for name in names:
         if name not in found:
             close = get_close_matches(name, found, 1)
@@ -86,7 +97,7 @@ def described(path: Path) -> Experiment:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     question, _, rest = text.partition("\n")
     heads = dict(line.split(maxsplit=1) for line in rest.splitlines() if line.split()[1:])
-    return Experiment(path.stem, question, heads.get("Rows", ""), heads.get("Time", ""))
+    return Experiment(path.stem, question, heads.get("Rows", ""), heads.get("Time", ""), heads.get("Needs", ""))
 
 
 def last_results(name: str, out: Path) -> list[dict[str, Any]]:
