@@ -30,7 +30,7 @@ from ..compose import chain, expect_parts
 from ..dtypes import wide_dtype
 from ..errors import at, expect, expect_floating, expect_params
 from ..layer import Layer, Static, Tree
-from .dense import dense, weight_gradient
+from .dense import dense
 from .repeat import restore, scan_keeping, set_apart
 from .segments import in_segments, segments
 
@@ -188,6 +188,12 @@ def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)
 
 
+def _dw(h: jax.Array, da: jax.Array) -> jax.Array:
+    """(T, B, H), (T, B, G) -> (H, G); not as T B rows, for a batch that devices divide is divided no more in those."""
+    axes = tuple(range(h.ndim - 1))
+    return jnp.tensordot(h, da, (axes, axes), preferred_element_type=wide_dtype(h.dtype)).astype(h.dtype)
+
+
 def _zeros(features: int, count: int) -> Callable[[Any], Any]:
     def start(x: Any) -> Any:
         zero = jnp.zeros((*x.shape[:-1], features), x.dtype)
@@ -214,7 +220,7 @@ def rnn_cell(features: int) -> Cell:
             da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
             return _matmul(da, back), da
 
-        return pull, lambda residuals, da: {"w": weight_gradient(residuals[0], da)}
+        return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
 
     return Cell(f"rnn_cell({features})", _weight(1, features), forward, Halves(halves), start=_zeros(features, 1))
 
@@ -248,7 +254,7 @@ def lstm_cell(features: int) -> Cell:
                 [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
             return (_matmul(da, back), dc * f), da
 
-        return pull, lambda residuals, da: {"w": weight_gradient(residuals[0], da)}
+        return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
 
     return Cell(f"lstm_cell({features})", _weight(4, features), forward, Halves(halves), start=_zeros(features, 2))
 
@@ -289,7 +295,7 @@ def gru_cell(features: int) -> Cell:
             du = through(dx, r)
             dm = du[..., 2 * features:]
             db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
-            return {"w": weight_gradient(h, du), "b": db}
+            return {"w": _dw(h, du), "b": db}
 
         return pull, gradients
 
