@@ -8,10 +8,11 @@ Expected  without clipping the loss of a recurrent net climbs and is NaN within 
 Time      about 60 s on two cores; --quick, without the healthy runs, 5 s
 
 The sick run: an rnn of 32 units reads digits row by row and says ten numbers, mean squared error to one-hot targets, its last
-layer started at nearly three times Xavier's weights, plain gradient descent at rate 1. The healthy ones, four starts each: the same net with
-weights as they should be at rate 0.1, and a transformer of one block on plays by Adam at 0.003, whose gradient never reaches
-5.0. At three times these rates another rounding alone moves the final loss by up to 1 %, clipping or not, and no cost can be
-told. Clipping by norm is that of Pascanu, Mikolov and Bengio 2013, section 3.2. The figure: the losses of the sick run.
+layer started at nearly three times Xavier's weights, plain gradient descent at rate 1. The healthy ones, four starts each: the
+same net with weights as they should be at rate 0.1, and a transformer of one block on plays by Adam at 0.003, whose gradient
+never reaches 5.0. At three times these rates another rounding alone moves the final loss by up to 1 %, clipping or not, and no
+cost can be told. Clipping by norm is that of Pascanu, Mikolov and Bengio 2013, section 3.2. The figure: the losses of the sick
+run.
 """
 
 from __future__ import annotations
