@@ -29,6 +29,7 @@ from jax import lax
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Next, State, Tree
+from .rewire import after
 
 Axes = tuple[int, ...]
 INIT: dict[str, Callable[..., jax.Array]] = {"scale": jnp.ones, "bias": jnp.zeros}  # and their order in _sums
@@ -120,6 +121,7 @@ def batch_norm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
 
     def backward(params: Tree, residuals: Any, dy: jax.Array) -> tuple[Tree, jax.Array]:
         x, mean, var = residuals
+        x, dy = after(x, dy)  # or XLA sees that h is the forward's and keeps it: a second x
         rstd, n = lax.rsqrt(var + eps), prod(x.shape[:-1])
         h, slope = _normalized(wide(x), mean, rstd), wide(params["scale"]) * rstd
         dscale, dbias = _sums(h, dy)

@@ -35,25 +35,26 @@ def checkpoint(layer: Layer) -> Layer:
         return layer.forward(params, x)[0], x
 
     def backward(params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        # without the barrier XLA merges the second run with the first; with dy in it, the second run waits for its turn
-        x, dy = lax.optimization_barrier((x, dy))
-        _, residuals = layer.forward(params, after(x, dy))
+        x, dy = after(x, dy)
+        _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy)
 
     return Layer(f"checkpoint({layer.name})", layer.init, forward, backward, parts=(layer,),
                  rebuild=lambda parts: checkpoint(*parts), wraps=True)
 
 
-def after(x: Any, dy: Any) -> Any:
-    """x, as a value that cannot be had before dy: on a CPU XLA drops barriers, then merges what it sees is equal.
+def after(x: Any, dy: Any) -> tuple[Any, Any]:
+    """x, as a value that cannot be had before dy, and dy: what is made of it is not merged with what the forward made.
 
-    A zero made of dy is added, as XLA cannot foresee it; where dy is NaN the gradients are NaN anyway.
+    A barrier says so, but on a CPU XLA drops barriers, then merges what it sees is equal. So a zero made of dy is added, which
+    XLA cannot foresee; where dy is NaN the gradients are NaN anyway.
     """
+    x, dy = lax.optimization_barrier((x, dy))
     floats = [leaf for leaf in jax.tree.leaves(dy) if is_floating(leaf) and leaf.size]
     if not floats or not BARRIERS_FALL:
-        return x
+        return x, dy
     zero = jnp.maximum(-jnp.abs(floats[0][(0,) * floats[0].ndim]), 0)
-    return jax.tree.map(lambda a: a + jnp.broadcast_to(zero.astype(a.dtype), a.shape) if is_floating(a) else a, x)
+    return jax.tree.map(lambda a: a + jnp.broadcast_to(zero.astype(a.dtype), a.shape) if is_floating(a) else a, x), dy
 
 
 def frozen(layer: Layer) -> Layer:
