@@ -78,7 +78,7 @@ LONG = (chain(dense(96), attention(1, causal=True), dense(32)), mse(), (jax.Shap
 STEPS = (lstm(64), mse(), (jax.ShapeDtypeStruct((16, 64, 64), jnp.float32),) * 2)
 
 
-@pytest.mark.parametrize(("work", "path", "setting"), [(WORDS, "1", "chunk"), (LONG, "1", "block"), (STEPS, "", "size")],
+@pytest.mark.parametrize(("work", "path", "setting"), [(WORDS, "1", "chunk"), (LONG, "1", "block"), (STEPS, "", "segment")],
                          ids=["a large vocabulary", "a long sequence", "many steps"])
 def test_tiles_are_chosen(work, path, setting):
     net, loss, batch = work

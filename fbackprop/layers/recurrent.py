@@ -330,7 +330,7 @@ def _projected(width: int, cell: Cell, segment: int | None, remake: str | None, 
             return whole
         return Adjustable(
             **vars(whole), settings=lambda x: segments(x.shape[1], remake=False),
-            adjusted=lambda size, remake=False: _projected(width, cell, size, "carries" if remake else "gates", options))
+            adjusted=lambda segment, remake=None: _projected(width, cell, segment, remake, options))
     expect(remake in (None, *REMAKE), "remake", ", ".join(map(repr, REMAKE)), repr(remake))
     ok = not {"truncate", "initial"} & {name for name, value in options.items() if value}
     expect(ok, "segment", "no truncate and no initial beside it", repr(options))

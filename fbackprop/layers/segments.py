@@ -104,8 +104,8 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
         successors = jax.tree.map(lambda n: n[0 if reverse else -1], successors)
         return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
 
-    def adjusted(size: int, remake: bool = False) -> Layer:
-        return in_segments(before, over, start, size, last, reverse, remake)
+    def adjusted(segment: int, remake: str | None = None) -> Layer:
+        return in_segments(before, over, start, segment, last, reverse, remake == "carries")
 
     return Adjustable(f"in_segments({before.name}, {over.name}, {size}{', remake=True' * remake})", init, forward, backward,
                       parts=parts, rebuild=lambda parts: in_segments(parts[0], parts[1], start, size, last, reverse, remake),
@@ -115,8 +115,8 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
 def segments(size: int, remake: bool) -> list[dict[str, Any]]:
     """Settings that need less than segments of `size`: shorter ones, then those of which the carry alone is kept."""
     sizes = halves(size, 2)
-    remade = [{"size": n, "remake": True} for n in (sizes if remake else [size, *sizes])]
-    return remade if remake else [*({"size": n} for n in sizes), *remade]
+    remade = [{"segment": n, "remake": "carries"} for n in (sizes if remake else [size, *sizes])]
+    return remade if remake else [*({"segment": n} for n in sizes), *remade]
 
 
 def _one_step(y: Any) -> jax.ShapeDtypeStruct:

@@ -76,7 +76,7 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
         expect(h.size > 0, "h", "at least one row", h, "Is the batch empty?")
         expect_array("target", target)
         rows, labels = _rows(h), class_numbers(target, h.shape[:-1]).reshape(-1)
-        n, ignored = len(labels), is_index(labels, ignore_index)
+        n = len(labels)
 
         def tile(carry: Any, spot: Any) -> tuple[Any, None]:
             so_far, sums = carry
@@ -93,7 +93,7 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
             so_far = tuple(_put(each, now, r) for each, now in zip(so_far, (new, mass, picked, spread)))
             if at_once:
                 p = p * column(1 / mass, p)  # made from the exp above: a second one would cost as much as half a product
-                sums = pull(sums, p, hot, fresh & ~column(_take(ignored, r, size[0]), p), w, rows, labels, spot)
+                sums = pull(sums, p, hot, fresh, w, rows, labels, spot)
             return (so_far, sums), None
 
         size = _tile_size(n, vocabulary, chunk, axis)
@@ -103,37 +103,42 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
         lse = top + jnp.log(mass)
         losses = lse - (1 - a) * picked - a / vocabulary * spread
         losses = jnp.where(_legal(labels, vocabulary), losses, jnp.nan)
-        share = inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
-        value = jnp.sum(jnp.where(ignored, 0, losses)) * share
+        share = share_of(labels, lse)
+        value = jnp.sum(jnp.where(is_index(labels, ignore_index), 0, losses)) * share
         if not at_once:
             return value, (h, labels, lse)
         dh, *dparams = sums
         return value, (dh.astype(h.dtype).reshape(h.shape), dparams, share)
 
-    def pull(sums: Any, p: jax.Array, hot: jax.Array, counts: jax.Array, w: jax.Array, rows: jax.Array, labels: jax.Array,
+    def pull(sums: Any, p: jax.Array, hot: jax.Array, fresh: jax.Array, w: jax.Array, rows: jax.Array, labels: jax.Array,
              spot: Any) -> Any:
         """A tile's part of dh, dw and db, not yet divided by M: g / M is too small for float16."""
         (dh, dw, db), ((r, c), _), n = sums, spot, len(p)
+        ignored = column(_take(is_index(labels, ignore_index), r, n), p)
         g = p - jnp.where(hot, 1 - a, 0) - a / vocabulary
         g = jnp.where(column(_take(_legal(labels, vocabulary), r, n), g), g, jnp.nan)
-        g = jnp.where(counts, g, 0)
+        g = jnp.where(fresh & ~ignored, g, 0)
         dh = _add(dh, _product("nv,vd->nd", g, w), r)
         dw = _add(dw, _product("nv,nd->vd", g, _take(rows, r, n)), c)
         return dh, dw, _add(db, jnp.sum(g, axis=0), c) if bias else db
 
     def again(params: Tree, h: jax.Array, labels: jax.Array, lse: jax.Array) -> tuple[Any, ...]:
         """The same from logits made a second time: a tile of some classes cannot know lse before the last has been seen."""
-        rows, ignored = _rows(h), is_index(labels, ignore_index)
+        rows = _rows(h)
 
         def tile(sums: Any, spot: Any) -> tuple[Any, None]:
             (r, _), _ = spot
             x, hot, fresh, w = _tile(params, rows, labels, spot, size)
-            counts = fresh & ~column(_take(ignored, r, size[0]), x)
-            return pull(sums, jnp.exp(x - column(_take(lse, r, size[0]), x)), hot, counts, w, rows, labels, spot), None
+            p = jnp.exp(x - column(_take(lse, r, size[0]), x))
+            return pull(sums, p, hot, fresh, w, rows, labels, spot), None
 
         size = _tile_size(len(labels), vocabulary, chunk, axis)
         dh, *dparams = _walk(tile, _sums(rows, params["w"]), (len(labels), vocabulary), size)
-        return dh.reshape(h.shape), dparams, inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones_like(lse))))
+        return dh.reshape(h.shape), dparams, share_of(labels, lse)
+
+    def share_of(labels: jax.Array, like: jax.Array) -> jax.Array:
+        """1 / M."""
+        return inverse(jnp.sum(jnp.where(is_index(labels, ignore_index), 0, jnp.ones_like(like))))
 
     def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
         dh, (dw, db), share = residuals if at_once else again(params, *residuals)
