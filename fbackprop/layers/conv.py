@@ -15,7 +15,8 @@ Source    LeCun et al. 1989; Dumoulin and Visin 2016, section 4 (dx as a convolu
 
 On a CPU dw goes over a few examples at a time, the windows of each laid side by side for one matmul: they stay in cache where
 XLA's own weight gradient, kept for accelerators, reads strided memory. With one channel a group (depthwise) forward and dx are
-sums of shifted products: no matmul is left to make. Figures in docs/derivations/conv.md.
+sums of shifted products: no matmul is left to make; so is the forward of an x of one channel. A kernel of one position is a
+matmul at every place. Figures in docs/derivations/conv.md.
 """
 
 from __future__ import annotations
@@ -31,11 +32,14 @@ from jax import lax
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Tree
+from .rewire import after
 from .windows import Windows, added, checked_padding, name, per_axis, windows
 
 Initializer = Callable[..., jax.Array]
 FEW, LARGE = 64, 2**15  # places an example, numbers in a kernel: XLA's weight gradient is as quick then, and sooner compiled
 ROWS, BYTES = 2048, 2**21 * 5 // 4  # windows laid side by side at a time: enough for a product, few enough for a cache
+SMALL = 2**22  # bytes of all windows that need no loop
+TAPS = 32  # of one channel: so many shifted products are one pass over y, and what follows joins it
 
 
 def conv1d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", dilation: Any = 1, groups: int = 1,
@@ -118,10 +122,15 @@ def _rows(x: jax.Array, axes: int) -> jax.Array:
 
 def _correlate(x: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
     """The forward without bias; in the wide dtype where the sum over the window is ours."""
-    if groups == x.shape[-1] == w.shape[-1] > 1:  # depthwise
-        padded, taps = places.pad(wide(x)), wide(w).reshape(-1, groups)
-        seen = [places.look(padded, offset) for offset in places.offsets()]
-        return added(a * jnp.broadcast_to(tap, a.shape) for a, tap in zip(seen, taps))
+    outputs = w.shape[-1]
+    if w.shape[-2] == 1 and (groups == outputs > 1 or (groups == 1 and prod(places.size) <= TAPS)):
+        padded, taps = places.pad(wide(x)), wide(w).reshape(-1, outputs)
+        shape = (len(x), *places.length, outputs)
+        looks = (jnp.broadcast_to(places.look(padded, offset), shape) for offset in places.offsets())
+        return added(a * jnp.broadcast_to(tap, shape) for a, tap in zip(looks, taps))
+    if prod(places.size) == groups == 1:  # one product: on a CPU XLA's convolution takes up to five times as long
+        seen, = (places.look(places.pad(x), offset) for offset in places.offsets())
+        return jnp.matmul(seen, w.reshape(w.shape[-2:]), preferred_element_type=wide_dtype(x.dtype))
     return lax.conv_general_dilated(x, w, places.stride, places.pads, rhs_dilation=places.dilation, feature_group_count=groups,
                                     dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
 
@@ -131,6 +140,9 @@ def _dx(dy: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
     if w.shape[-2] == 1 and groups == w.shape[-1] > 1:  # depthwise
         taps, dy = wide(w).reshape(-1, groups), wide(dy)
         return added(places.put(dy * jnp.broadcast_to(tap, dy.shape), offset) for tap, offset in zip(taps, places.offsets()))
+    if prod(places.size) == groups == 1:
+        dseen = jnp.matmul(dy, w.reshape(w.shape[-2:]).T, preferred_element_type=wide_dtype(dy.dtype))
+        return added(places.put(dseen, offset) for offset in places.offsets())
     w = jnp.flip(w, range(len(places.size))).reshape(*w.shape[:-1], groups, w.shape[-1] // groups)  # *K I G O
     w = jnp.swapaxes(w, -1, -3).reshape(*places.size, w.shape[-1], groups * w.shape[-3])  # *K O (G I)
     low = [r - 1 - p for r, (p, _) in zip(places.reach, places.pads)]
@@ -151,22 +163,31 @@ def _dw(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
 
 
 def _dw_of_parts(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
-    """(*kernel, I, O): for a few examples at a time their windows side by side, transposed, times their dy."""
+    """(*kernel, I, O): dy transposed times the windows side by side, of a few examples at a time, or of all if that is little."""
+    if groups > 1:
+        apart = (a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups) for a in (x, dy))
+        dw = jax.vmap(lambda x, dy: _dw_of_parts(x, dy, places, 1), in_axes=-2, out_axes=-2)(*apart)  # *K I G O
+        return dw.reshape(*dw.shape[:-2], dy.shape[-1])
     batch, rows, acc = len(x), prod(places.length), wide_dtype(x.dtype)
-    most = min(ROWS, BYTES // (prod(places.size) * max(1, x.shape[-1]) * x.dtype.itemsize))
-    most = batch * rows if prod(places.size) == 1 else most  # x itself is the windows
-    part = next((n for n in range(min(batch, max(1, most // rows)), 1, -1) if batch % n == 0), min(batch, 1))
-    grouped = lambda a: a.reshape(part * rows, groups, a.shape[-1] // groups)
+    width = prod(places.size) * x.shape[-1]
+    at_once = prod(places.size) == 1 or batch * rows * width * x.dtype.itemsize <= SMALL  # of 1: x itself is the windows
+    most = batch if at_once else min(ROWS, BYTES // (width * x.dtype.itemsize)) // rows
+    part = next((n for n in range(min(batch, max(1, most)), 1, -1) if batch % n == 0), min(batch, 1))
+
+    def product(x: jax.Array, dy: jax.Array) -> jax.Array:
+        padded = places.pad(x)
+        seen = [places.look(padded, offset).reshape(len(x) * rows, x.shape[-1]) for offset in places.offsets()]
+        dy = dy.reshape(len(x) * rows, dy.shape[-1])
+        return jnp.matmul(dy.T, jnp.concatenate(seen, -1), preferred_element_type=acc)  # O (K I)
 
     def add(dw: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
-        mine, dmine = (lax.dynamic_slice_in_dim(a, start, part) for a in (x, dy))
-        padded = places.pad(mine)
-        seen = jnp.stack([grouped(places.look(padded, offset)) for offset in places.offsets()], 1)  # rows K G I
-        return dw + jnp.einsum("rkgi,rgo->kigo", seen, grouped(dmine), preferred_element_type=acc), None
+        return dw + product(*(lax.dynamic_slice_in_dim(a, start, part) for a in (x, dy))), None
 
-    shape = (prod(places.size), x.shape[-1] // groups, groups, dy.shape[-1] // groups)
-    dw, _ = lax.scan(add, jnp.zeros(shape, acc), jnp.arange(0, batch, part or 1))
-    return dw.reshape(*places.size, shape[1], dy.shape[-1])
+    if part == batch:
+        dw = product(*after(x, dy))  # or XLA lays out the windows as soon as it has x, and keeps them until dy is there
+    else:
+        dw, _ = lax.scan(add, jnp.zeros((dy.shape[-1], width), acc), jnp.arange(0, batch, part))
+    return dw.T.reshape(*places.size, x.shape[-1], dy.shape[-1])
 
 
 def _dw_as_convolution(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
