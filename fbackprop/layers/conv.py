@@ -163,7 +163,7 @@ def _dw(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
 
 
 def _dw_of_parts(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
-    """(*kernel, I, O): dy transposed times the windows side by side, of a few examples at a time, or of all if that is little."""
+    """(*kernel, I, O): dy transposed times the windows side by side; a few examples at a time, or all where that is little."""
     if groups > 1:
         apart = (a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups) for a in (x, dy))
         dw = jax.vmap(lambda x, dy: _dw_of_parts(x, dy, places, 1), in_axes=-2, out_axes=-2)(*apart)  # *K I G O
