@@ -137,30 +137,31 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
 class Halves:
     """A cell's backward in two, so that a scan can ask for each in its time. A cell given another backward has no halves.
 
-    `halves(params) -> (pull, gradients)`: `pull(residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx)
-    -> dparams` of all steps, stacked. What it makes of params alone is made once, not at every step.
+    `pull(params, residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx) -> dparams` of all steps, stacked.
     """
 
-    halves: Callable[[Tree], tuple[Callable, Callable]]
+    pull: Callable[[Tree, Any, Any], tuple[Any, Any]]
+    gradients: Callable[[Any, Any], Tree]
 
     def __call__(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        pull, gradients = self.halves(params)
-        dcarry, dx = pull(residuals, dy)
-        return gradients(residuals, dx), (dcarry, dx)
+        dcarry, dx = self.pull(params, residuals, dy)
+        return self.gradients(residuals, dx), (dcarry, dx)
 
 
 def _halves(cell: Cell, params: Tree) -> tuple[Callable, Callable]:
     """`(pull, gradients)`, the latter of (residuals, dx, (dcarry, dy)), of any cell."""
     if isinstance(cell.backward, Halves):
-        pull, gradients = cell.backward.halves(params)
-        return pull, lambda residuals, dx, _: gradients(residuals, dx)
+        two = cell.backward
+        return (lambda residuals, dy: two.pull(params, residuals, dy)), (lambda residuals, dx, _: two.gradients(residuals, dx))
     return (lambda residuals, dy: cell.backward(params, residuals, dy)[1],
             lambda residuals, _, dy: cell.backward(params, residuals, dy)[0])
 
 
-def _transposed(w: jax.Array) -> jax.Array:
-    """Laid out anew, once for all steps: on a CPU a product with w read across its rows takes half as long again."""
-    return lax.optimization_barrier(w.T)
+def _pulled(w: jax.Array, da: jax.Array) -> jax.Array:
+    """da w^T, of (..., G) and (H, G), as (w da^T)^T: a product that reads w across its rows needs, on a CPU, a second w."""
+    da = lax.optimization_barrier(jnp.moveaxis(da, -1, 0))
+    dh = lax.optimization_barrier(jnp.tensordot(w, da, 1, preferred_element_type=wide_dtype(da.dtype)))  # H ...
+    return jnp.moveaxis(dh, 0, -1).astype(da.dtype)
 
 
 def _one_step(x: Any) -> jax.ShapeDtypeStruct:
@@ -212,17 +213,13 @@ def rnn_cell(features: int) -> Cell:
         y = jnp.tanh(a + _matmul(h, params["w"]))
         return (y, y), (h, y)
 
-    def halves(params: Tree) -> tuple[Callable, Callable]:
-        back = _transposed(params["w"])
+    def pull(params: Tree, residuals: Any, dy: Any) -> tuple[Any, Any]:
+        _, y = residuals
+        da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
+        return _pulled(params["w"], da), da
 
-        def pull(residuals: Any, dy: Any) -> tuple[Any, Any]:
-            _, y = residuals
-            da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
-            return _matmul(da, back), da
-
-        return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
-
-    return Cell(f"rnn_cell({features})", _weight(1, features), forward, Halves(halves), start=_zeros(features, 1))
+    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
+    return Cell(f"rnn_cell({features})", _weight(1, features), forward, backward, start=_zeros(features, 1))
 
 
 def lstm_cell(features: int) -> Cell:
@@ -241,22 +238,18 @@ def lstm_cell(features: int) -> Cell:
         y = o * jnp.tanh(c_next)
         return ((y, c_next), y), (h, c, i, f, g, o)
 
-    def halves(params: Tree) -> tuple[Callable, Callable]:
-        back = _transposed(params["w"])
+    def pull(params: Tree, residuals: Any, dy: Any) -> tuple[Any, Any]:
+        _, c, i, f, g, o = residuals
+        (dh, dc), dout = dy
+        t = jnp.tanh(f * c + i * g)  # cheaper to make again than to keep
+        dh = dh + dout
+        dc = dc + dh * o * (1 - t) * (1 + t)
+        da = jnp.concatenate(
+            [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
+        return (_pulled(params["w"], da), dc * f), da
 
-        def pull(residuals: Any, dy: Any) -> tuple[Any, Any]:
-            _, c, i, f, g, o = residuals
-            (dh, dc), dout = dy
-            t = jnp.tanh(f * c + i * g)  # cheaper to make again than to keep
-            dh = dh + dout
-            dc = dc + dh * o * (1 - t) * (1 + t)
-            da = jnp.concatenate(
-                [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
-            return (_matmul(da, back), dc * f), da
-
-        return pull, lambda residuals, da: {"w": _dw(residuals[0], da)}
-
-    return Cell(f"lstm_cell({features})", _weight(4, features), forward, Halves(halves), start=_zeros(features, 2))
+    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
+    return Cell(f"lstm_cell({features})", _weight(4, features), forward, backward, start=_zeros(features, 2))
 
 
 def gru_cell(features: int) -> Cell:
@@ -275,31 +268,27 @@ def gru_cell(features: int) -> Cell:
         y = (1 - z) * n + z * h
         return (y, y), (h, r, z, n, m)
 
-    def halves(params: Tree) -> tuple[Callable, Callable]:
-        back = _transposed(params["w"])
+    def pull(params: Tree, residuals: Any, dy: Any) -> tuple[Any, Any]:
+        h, r, z, n, m = residuals
+        dh = dy[0] + dy[1]
+        dn = dh * (1 - z) * (1 - n) * (1 + n)
+        dx = jnp.concatenate([dn * m * r * (1 - r), dh * (h - n) * z * (1 - z), dn], -1)
+        return dh * z + _pulled(params["w"], through(dx, r)), dx
 
-        def pull(residuals: Any, dy: Any) -> tuple[Any, Any]:
-            h, r, z, n, m = residuals
-            dh = dy[0] + dy[1]
-            dn = dh * (1 - z) * (1 - n) * (1 + n)
-            dx = jnp.concatenate([dn * m * r * (1 - r), dh * (h - n) * z * (1 - z), dn], -1)
-            return dh * z + _matmul(through(dx, r), back), dx
+    def through(dx: jax.Array, r: jax.Array) -> jax.Array:
+        """The cotangent of h w: that of x but for the candidate's third, behind the reset gate."""
+        dr, dz, dn = jnp.split(dx, 3, -1)
+        return jnp.concatenate([dr, dz, dn * r], -1)
 
-        def through(dx: jax.Array, r: jax.Array) -> jax.Array:
-            """The cotangent of h w: that of x but for the candidate's third, behind the reset gate."""
-            dr, dz, dn = jnp.split(dx, 3, -1)
-            return jnp.concatenate([dr, dz, dn * r], -1)
+    def gradients(residuals: Any, dx: jax.Array) -> Tree:
+        h, r, *_ = residuals
+        du = through(dx, r)
+        dm = du[..., 2 * features:]
+        db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
+        return {"w": _dw(h, du), "b": db}
 
-        def gradients(residuals: Any, dx: jax.Array) -> Tree:
-            h, r, *_ = residuals
-            du = through(dx, r)
-            dm = du[..., 2 * features:]
-            db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
-            return {"w": _dw(h, du), "b": db}
-
-        return pull, gradients
-
-    return Cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, Halves(halves), start=_zeros(features, 1))
+    backward = Halves(pull, gradients)
+    return Cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, backward, start=_zeros(features, 1))
 
 
 def rnn(features: int, segment: int | None = None, remake: str | None = None, **options: Any) -> Layer:

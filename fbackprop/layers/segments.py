@@ -18,6 +18,7 @@ time, and stays in cache until the scan has read it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -56,43 +57,45 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
             (carry, y_over), kept_over = over.forward(params[1], (carry, y))
         return carry, y_over, set_apart((kept, kept_over), (x, y))
 
-    def cut(x: jax.Array) -> jax.Array:
-        """(B, T, ...) -> (segments, B, size, ...)."""
+    def turns(x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]:
+        """The number of every segment, and what takes that one out of (B, T, ...): sliced, for scanned x is laid out anew."""
         steps = next(n for n in range(min(size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, steps, *x.shape[2:]), 1, 0)
+        return jnp.arange(x.shape[1] // steps), lambda a, turn: lax.dynamic_slice_in_dim(a, turn * steps, steps, 1)
 
     def forward(params: Tree, x: jax.Array) -> tuple[Any, Any]:
         expect_parts(params, parts)
         expect_floating(x=x)
         expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
+        order, taken = turns(x)
 
-        def step(carry: Any, x: jax.Array) -> tuple[Any, Any, Any]:
-            following, y, kept = run(params, carry, x)
+        def step(carry: Any, turn: jax.Array) -> tuple[Any, Any, Any]:
+            following, y, kept = run(params, carry, taken(x, turn))
             return following, y, carry if remake else kept
 
         first = jax.eval_shape(lambda x: before.forward(params[0], x)[0], x)
-        _, ys, kept = scan_keeping(step, start(_one_step(first)), cut(x), reverse)
+        _, ys, kept = scan_keeping(step, start(_one_step(first)), order, reverse)
         if last:
             return ys[0 if reverse else -1], (x, kept)
         return jnp.moveaxis(ys, 0, 1).reshape(*x.shape[:2], *ys.shape[3:]), (x, kept)
 
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         x, (kept, plan) = residuals
-        xs = cut(x)
-        # with last the segment that ran last alone gave something
-        dys = jnp.zeros((len(xs), *dy.shape), dy.dtype).at[0 if reverse else -1].set(dy) if last else cut(dy)
+        order, taken = turns(x)
+        end = order[0 if reverse else -1]  # the segment that runs last
 
         def step(state: Any, at_segment: Any) -> tuple[Any, Any]:
             dcarry, sums = state
-            x, kept, dy = at_segment
-            found = restore(plan, x, kept)
+            turn, kept = at_segment
+            x_here = taken(x, turn)
+            dy_here = jnp.where(turn == end, dy, jnp.zeros_like(dy)) if last else taken(dy, turn)
+            found = restore(plan, turn, kept)
             if remake:
-                _, _, found = run(params, found, x)  # in a scan of its own: nothing to merge it with
+                _, _, found = run(params, found, x_here)  # in a scan of its own: nothing to merge it with
             inner, inner_plan = found
-            middle, _ = before.forward(params[0], x)  # wide, and one product; dropped where nothing has kept it
-            found = restore(inner_plan, (x, middle), inner)
+            middle, _ = before.forward(params[0], x_here)  # wide, and one product; dropped where nothing has kept it
+            found = restore(inner_plan, (x_here, middle), inner)
             with at(1, over):
-                dover, (dcarry, dmiddle) = over.backward(params[1], found[1], (dcarry, dy))
+                dover, (dcarry, dmiddle) = over.backward(params[1], found[1], (dcarry, dy_here))
             with at(0, before):
                 dbefore, dx = before.backward(params[0], found[0], dmiddle)
             gradients, successors = split((dbefore, dover))
@@ -100,7 +103,7 @@ def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = 
 
         spec = jax.eval_shape(lambda x: before.forward(params[0], x)[0], x)
         zero = jax.tree.map(jnp.zeros_like, (start(_one_step(spec)), split(params)[0]))
-        (_, sums), (dxs, successors) = lax.scan(step, zero, (xs, kept, dys), reverse=not reverse)
+        (_, sums), (dxs, successors) = lax.scan(step, zero, (order, kept), reverse=not reverse)
         successors = jax.tree.map(lambda n: n[0 if reverse else -1], successors)
         return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
 
