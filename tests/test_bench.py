@@ -1,16 +1,35 @@
 """The benchmark: its arms compute the same thing, its figures are the right ratios, wrong requests are named."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fbackprop import convnet, gpt, lstm_classifier, mlp, resnet, softmax_cross_entropy, value_and_grad
+from fbackprop import (
+    auto_value_and_grad,
+    chain,
+    convnet,
+    dense,
+    dropout,
+    gpt,
+    lstm_classifier,
+    mlp,
+    relu,
+    resnet,
+    softmax_cross_entropy,
+    value_and_grad,
+)
+from fbackprop.bench.benchmark import Benchmark
+from fbackprop.bench.frontier_figure import frontier_figure
 from fbackprop.bench.idiomatic import IDIOMS, of_gpts
 from fbackprop.bench.measure import Point, against_tuned, frontier, ratio, within
-from fbackprop.bench.works import WORKS
+from fbackprop.bench.own import checkpointed
+from fbackprop.bench.plans import of_json, planned_for
+from fbackprop.bench.works import WORKS, Work
 from fbackprop.cli import main
 
 KEY = jax.random.key(0)
@@ -52,6 +71,36 @@ def test_every_setting_by_hand_has_the_params_of_the_first(name):
     assert all(jax.tree.structure(spec) == jax.tree.structure(first) for spec in specs.values())
 
 
+@pytest.mark.usefixtures("quick_compile")
+def test_plans_survive_json_and_change_no_gradient():
+    net, loss, batch = small("lstm")
+    work = Work("small", {"all kept": lambda: net}, loss, lambda seed: batch)
+    params = net.init(KEY, batch[0])
+    want = jax.jit(value_and_grad(net, loss))(params, batch)
+    found = planned_for(work)
+    assert any(each["plan"]["settings"] for each in found)
+    for each in found:
+        other = of_json(net, json.loads(json.dumps(each["plan"])))
+        got = jax.jit(value_and_grad(other, loss))(params, batch)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
+
+
+@pytest.mark.usefixtures("quick_compile")
+def test_a_net_of_ones_own_is_checkpointed_part_by_part_and_by_policy():
+    net, x = chain(dense(5), relu(), dropout(0.5), dense(3)), jnp.ones((4, 6))
+    params, batch = net.init(KEY, x), (x, jnp.arange(4) % 3)
+    want = jax.tree.leaves(jax.jit(auto_value_and_grad(net, CLASSES))(params, batch))
+    found = checkpointed(net)
+    assert list(found) == ["all kept", "checkpoint a part", "dots policy", "nothing saved"]
+    for name, other in found.items():
+        fn = jax.jit(auto_value_and_grad(other, CLASSES))
+        jaxpr = str(jax.make_jaxpr(fn)(params, batch))
+        assert ("prevent_cse" in jaxpr) == (name != "all kept"), name
+        for a, b in zip(jax.tree.leaves(fn(params, batch)), want, strict=True):
+            assert jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key) or np.allclose(a, b, rtol=1e-5), name
+    assert "checkpoint a part" not in checkpointed(dense(3))
+
+
 def at(peer, ms, mb):
     return Point(peer, f"{ms} {mb}", list(ms), [1.0], mb)
 
@@ -72,6 +121,47 @@ def test_against_tuned_is_the_worst_point_of_their_frontier():
     found = against_tuned(mine, theirs)
     assert found == {"time_at_equal_memory": 0.8, "fastest": 0.5, "least_memory": 4 / 6}
     assert against_tuned(mine, [*theirs, at("t", (9,), 2)])["time_at_equal_memory"] is None
+
+
+def lines(points):
+    figure = frontier_figure(points, "a work")
+    return figure.axes[0], {line.get_gid(): line for line in figure.axes[0].lines}
+
+
+def test_the_figure_has_every_point_and_joins_those_that_nothing_beats():
+    mine = [at("manual", (20,), 60), at("manual", (50,), 70), at("manual", (30,), 8)]
+    theirs = [at("jax-tuned", (40,), 90), at("jax-tuned", (60,), 30), at("jax-tuned", (70,), 40)]
+    ax, found = lines([*mine, *theirs, at("torch", (25,), None)])
+    assert set(found) == {"manual points", "manual frontier", "jax-tuned points", "jax-tuned frontier", "torch time"}
+    for peer, points in (("manual", mine), ("jax-tuned", theirs)):
+        assert [tuple(p) for p in found[f"{peer} points"].get_xydata()] == [(p.temp_mb, p.time) for p in points]
+        line = found[f"{peer} frontier"]
+        assert [tuple(p) for p in line.get_xydata()] == [(p.temp_mb, p.time) for p in frontier(points)[::-1]]
+        assert line.get_drawstyle() == "steps-post"
+        assert line.get_color() == found[f"{peer} points"].get_color()
+    assert list(found["torch time"].get_ydata()) == [25, 25]
+    assert [text.get_text() for text in ax.texts] == [p.name for p in sorted(mine, key=lambda p: p.time)]
+    assert len({line.get_color() for line in found.values()}) == 3
+    assert ax.get_xscale() == "log"
+
+
+def test_words_of_points_that_lie_together_stand_apart():
+    ax, _ = lines([replace(at("manual", (20 + i / 100,), 60), name=str(i)) for i in range(4)] + [at("jax", (40,), 0)])
+    heights = sorted(text.get_position()[1] for text in ax.texts)
+    assert min(b - a for a, b in pairwise(heights)) > 0.03
+    assert ax.get_xscale() == "linear"  # 0 has no logarithm
+
+
+def test_the_ratios_of_a_benchmark_count_every_point_by_hand_against_tuned():
+    points = [at("manual", (2,), 20), at("manual", (4,), 4), at("jax", (4,), 40), at("jax-tuned", (4,), 40),
+              at("jax-tuned", (5,), 8), at("torch", (1,), None)]
+    found = Benchmark("a work", False, points, {"gradient_error": 1e-7, "flops": 10}, 1e3)
+    assert found.ratio == {"jax": {"time": 0.5, "memory": 0.5, "compile": 1.0}, "torch": {"time": 2.0},
+                           "jax-tuned": {"time_at_equal_memory": 0.8, "fastest": 0.5, "least_memory": 0.5}}
+    told = found.as_json
+    assert [p["temp_mb"] for p in told["manual"]["points"]] == [20, 4]
+    assert [p["ms"] for p in told["peers"]["jax-tuned"]["points"]] == [4, 5]
+    assert told["manual"]["peak_share"] == 5.0
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -103,7 +193,7 @@ def test_a_work_of_ones_own(tmp_path, capsys):
     (tmp_path / "own.py").write_text(OWN)
     work = f"{tmp_path / 'own.py'}:net"
     assert main(["bench", work, "--against", "torch"]) == 2
-    assert "is no peer's" in capsys.readouterr().err
+    assert "is no other peer's" in capsys.readouterr().err
     assert main(["bench", work, "--rounds", "1", "--seconds", "0.1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["peers"].keys() == result["ratio"].keys() == {"jax"}

@@ -30,6 +30,7 @@ from fbackprop import (
     tanh,
     value_and_grad,
 )
+from fbackprop.bench import arm, benchmark, measure
 from fbackprop.cli import main
 from fbackprop.explain.compare import calls, compare
 from fbackprop.flops import count_flops
@@ -171,7 +172,7 @@ def test_a_target_that_is_floating_gets_a_cotangent():
 OWN = """
 import numpy as np
 from dataclasses import replace
-from fbackprop import chain, dense, mse, tanh
+from fbackprop import chain, dense, mse, repeat, tanh
 
 def batches(seed, step):
     x = np.random.default_rng([seed, step]).standard_normal((8, 3)).astype(np.float32)
@@ -187,6 +188,13 @@ def not_finite():
     def backward(params, y, dy):
         return (), dy * float("nan")
     return chain(dense(4), replace(tanh(), backward=backward), dense(1)), mse(), batches
+
+def deep():
+    return chain(repeat(chain(tanh(), dense(32)), 36), dense(1)), mse(), many
+
+def many(seed, step):
+    x = np.random.default_rng([seed, step]).standard_normal((512, 32)).astype(np.float32)
+    return x, x.sum(axis=1, keepdims=True)
 
 def other_shape():
     return chain(dense(4), tanh(), dense(2)), mse(), batches
@@ -211,6 +219,58 @@ def test_the_command_tells_saves_and_draws(own, capsys):
     assert "largest gradient error" in said
 
 
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Of what a fresh process does, all but the process."""
+    def ask(request):
+        return arm.main(json.loads(json.dumps(request)))
+
+    monkeypatch.setattr(measure, "ask", ask)
+    monkeypatch.setattr(benchmark, "ask", ask)
+
+
+def test_the_frontier_is_measured_told_saved_and_drawn(own, capsys, in_this_process):
+    argv = ["compare", "own.py:deep", "--against", "jax,jax-tuned", "--pairs", "1", "--rounds", "1", "--seconds", "0.01"]
+    assert main([*argv, "--json"]) == 0
+    said = capsys.readouterr().out
+    result = json.loads(said.splitlines()[-1])
+    assert json.loads((own / "runs/compare/compare.json").read_text()) == result
+    assert (own / "runs/compare/frontier.png").read_bytes()[:4] == b"\x89PNG"
+    found = result["frontier"]
+    assert found["ratio"].keys() == found["peers"].keys() == {"jax", "jax-tuned"}
+    assert [p["point"] for p in found["peers"]["jax-tuned"]["points"]] == [
+        "all kept", "checkpoint a part", "dots policy", "nothing saved"]
+    kept, *planned = found["manual"]["points"]
+    assert kept["point"] == "all kept"
+    assert planned
+    for p in planned:
+        assert p["temp_mb"] < kept["temp_mb"]
+        assert p["point"] == f"planned, {p['temp_mb']:.3g} MB"
+        assert p["point"] in said
+    assert "by hand over jax-tuned: time at equal memory" in said
+
+
+def test_a_loss_that_differs_is_exit_code_1(own, capsys, in_this_process, monkeypatch):
+    whole = arm.main
+
+    def other(request):
+        found = whole(request)
+        return {**found, "value": 1.1 * found["value"]} if request["peer"] == "jax" else found
+
+    monkeypatch.setattr(arm, "main", other)
+    argv = ["own.py:right", "--against", "jax", "--pairs", "1", "--rounds", "1", "--seconds", "0.01", "--json"]
+    assert main(["compare", *argv]) == 1
+    said = capsys.readouterr()
+    assert not json.loads(said.out.splitlines()[-1])["passed"]
+    assert "not the same computation" in said.err
+
+
+def test_without_peers_there_is_no_frontier(own, capsys):
+    assert main(["compare", "own.py:right", "--pairs", "1", "--json"]) == 0
+    assert "frontier" not in json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert not (own / "runs/compare/frontier.png").exists()
+
+
 def test_a_wrong_rule_is_exit_code_1(own, capsys):
     assert main(["compare", "own.py:wrong", "--pairs", "1", "--text"]) == 1
     assert not (own / "runs").exists()
@@ -225,7 +285,13 @@ def test_a_gradient_that_is_no_number_is_no_small_error(own, capsys):
 
 @pytest.mark.parametrize(("argv", "code", "words"), [
     (["mnits"], 2, "Did you mean mnist?"), (["mnist", "--pairs", "0"], 2, "at least 1"), (["none.py:net"], 74, "found none"),
-    (["own.py:other_shape"], 2, "mse()"), (["mnist", "--batch-size", "0"], 2, "batch"), ([], 2, "A model's name")])
+    (["own.py:other_shape"], 2, "mse()"), (["mnist", "--batch-size", "0"], 2, "batch"), ([], 2, "A model's name"),
+    (["mlp", "--against", "tensorflow"], 2, "expected some of jax, jax-tuned"),
+    (["convnet", "--against", "jax"], 2, "expected one of mlp, cnn"),
+    (["own.py:right", "--against", "jax,torch"], 2, "Leave torch out"),
+    (["mlp", "--against", "flax"], 2, "clone the repository"),  # the working directory is no checkout
+    (["mlp", "--against", "jax", "--batch-size", "8"], 2, "has its own batch"),
+    (["mlp", "--against", "jax", "--rounds", "0"], 2, "at least 1")])
 def test_a_mistake_is_one_line(own, capsys, argv, code, words):
     assert main(["compare", *argv]) == code
     said = capsys.readouterr().err

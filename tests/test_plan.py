@@ -24,7 +24,7 @@ from fbackprop import (
 from fbackprop.cli import main
 from fbackprop.explain.compare import relative
 from fbackprop.problem import Problem
-from fbackprop.rewrite.plan import temp_bytes
+from fbackprop.rewrite.plan import plans, temp_bytes
 from fbackprop.rewrite.site import sites_of
 from fbackprop.train.config import memory_bytes
 
@@ -53,6 +53,20 @@ def test_a_plan_fits_and_its_gradients_are_the_same(name):
     params = net.init(jax.random.key(1), x)
     want, got = (jax.jit(value_and_grad(n, mse()))(params, (x, x)) for n in (net, found.net))
     chex.assert_trees_all_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_few_plans_for_shares_of_what_a_net_needs_and_the_least():
+    net = NETS["a chain"]
+    half, least = plans(net, mse(), BATCH, (0.5,))
+    assert needs(half.net) == half.temp_bytes <= needs(net) / 2
+    assert needs(least.net) == least.temp_bytes < half.temp_bytes
+    assert least.again_flops >= half.again_flops > 0
+    with pytest.raises(ValueError, match=f"at least {least.temp_bytes / 1e6:.2f} MB"):
+        plan(net, mse(), BATCH, 1)
+
+
+def test_no_plans_where_nothing_needs_less():
+    assert plans(dense(3), mse(), (X, jax.ShapeDtypeStruct((2048, 3), jnp.float32))) == []
 
 
 def test_what_fits_is_left_alone():

@@ -24,7 +24,9 @@ from ..explain.compare import apart
 from ..flops import count_flops
 from ..layer import Tree, merge, split
 from .idiomatic import IDIOMS
-from .works import FULL, Work, find_work
+from .own import checkpointed
+from .plans import of_json, planned_for
+from .works import Work, find_work
 
 RATE = 1e-4
 PEERS = Path("experiments") / "peers"
@@ -38,13 +40,13 @@ class Arm(NamedTuple):
     carried: Tree
 
 
-def arm_of(work: Work, peer: str, point: str, seed: int) -> Arm:
-    """The loss and gradients of `peer` at `point`, on the same weights for every peer."""
+def arm_of(work: Work, peer: str, point: str, seed: int, plan: dict[str, Any] | None = None) -> Arm:
+    """The loss and gradients of `peer` at `point`, or of the chain by `plan`, on the same weights for every peer."""
     params = work.params(seed)
     if peer == "manual":
-        return of_chain(value_and_grad(work.points[point](), work.loss), params)
+        return of_chain(value_and_grad(of_json(work.net, plan) if plan else work.points[point](), work.loss), params)
     if work.name not in IDIOMS:  # the user's own: jax.grad of the same forward
-        return of_chain(auto_value_and_grad(work.net, work.loss), params)
+        return of_chain(auto_value_and_grad(checkpointed(work.net)[point], work.loss), params)
     idiom = IDIOMS[work.name]
     trained, rest = jax.jit(idiom.adapt)(params)
     if peer in ("jax", "jax-tuned"):
@@ -172,15 +174,18 @@ def host(tree: Any) -> Any:
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """What `measure.ask` asks for: an arm measured, the check of the gradients, or the device's peak."""
+    """What `measure.ask` asks for: an arm measured, the check of the gradients, the planner's plans, or the device's peak."""
     work, peer, seed, seconds = find_work(request["work"]), request["peer"], request["seed"], request["seconds"]
     if peer == "peak":
         return matmul_peak(work.narrow, seconds)
     if peer == "check":
         return checked(work, seed)
+    if peer == "plans":
+        return {"plans": planned_for(work)}
     if peer.startswith("torch"):
         return measure_torch(work, peer, request["step"], seed, seconds)
-    return measure_jax(arm_of(work, peer, request.get("point", FULL), seed), work.batch(seed), request["step"], seconds)
+    arm = arm_of(work, peer, request["point"], seed, request["plan"])
+    return measure_jax(arm, work.batch(seed), request["step"], seconds)
 
 
 if __name__ == "__main__":

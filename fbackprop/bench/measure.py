@@ -17,7 +17,7 @@ Say = Callable[[str], None]
 
 @dataclass
 class Point:
-    """One setting of one peer, measured `len(ms)` times; ms: medians of a process each."""
+    """One setting of one peer, measured `len(ms)` times; ms: medians of a process each. plan: what a planned one has chosen."""
 
     peer: str
     name: str
@@ -26,6 +26,7 @@ class Point:
     temp_mb: Any = None
     peak_mb: float | None = None
     value: float = float("nan")
+    plan: dict[str, Any] | None = None
 
     @property
     def time(self) -> float:
@@ -36,7 +37,7 @@ class Point:
         """ms: the median; spread: its largest over its smallest."""
         found = {"point": self.name, "ms": self.time, "spread": max(self.ms) / min(self.ms), "temp_mb": self.temp_mb,
                  "compile_s": median(self.compile_s), "value": self.value}
-        return found if self.peak_mb is None else {**found, "peak_mb": self.peak_mb}
+        return {**found, **{key: each for key, each in (("peak_mb", self.peak_mb), ("plan", self.plan)) if each is not None}}
 
 
 def ask(request: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +56,8 @@ def in_turns(work: str, points: Iterable[Point], rounds: int, seconds: float, se
     for turn in range(rounds):
         for point in points[:: 1 if turn % 2 == 0 else -1]:
             say(f"{work}, round {turn + 1} of {rounds}: {point.peer} {point.name}")
-            found = ask({"work": work, "peer": point.peer, "point": point.name, "seed": seed, "seconds": seconds, "step": step})
+            found = ask({"work": work, "peer": point.peer, "point": point.name, "plan": point.plan, "seed": seed,
+                         "seconds": seconds, "step": step})
             point.ms.append(found["ms"])
             point.compile_s.append(found["compile_s"])
             point.temp_mb, point.peak_mb, point.value = found["temp_mb"], found.get("peak_mb"), found["value"]

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Column, Table
 from tyro.conf import Positional
 
-from ..problem import Problem
+from ..problem import Failure, Problem
+from .bench import show as show_benchmark
 from .options import parse, screen
 
 if TYPE_CHECKING:
+    from ..bench.benchmark import Benchmark
     from ..explain.compare import Comparison
+    from ..layer import Layer
 
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -25,7 +29,11 @@ class Options:
     """Compare the hand-written gradients with jax.grad's on one batch: error, bytes kept, FLOPs, time, for every layer."""
 
     model: Positional[str]
-    """A model's name, or your own file.py:function returning (net, loss, batches)."""
+    """A model's name, or your own file.py:function returning (net, loss, batches). With --against a work of bench: mlp, cnn,
+    resnet, lstm, gpt, gpt50k, gpt2-124m, or your own."""
+    against: str = ""
+    """Draw the frontier, time against memory, with the points of these peers, by commas: jax, jax-tuned, flax, equinox, torch,
+    torch-compile."""
     seed: int = 0
     """Of weights and batch."""
     batch_size: int | None = None
@@ -34,8 +42,12 @@ class Options:
     """Other data for a model with a name, as for train."""
     pairs: int = 20
     """How often the two arms take turns; medians are told."""
+    rounds: int = 3
+    """How often every point of the frontier has its turn, in a fresh process; medians are told."""
+    seconds: float = 2.0
+    """How long a point of the frontier runs in each of its turns, three runs at least."""
     out: str | None = None
-    """Where compare.json and compare.png go, replacing those there; runs/compare by default."""
+    """Where compare.json, compare.png and frontier.png go, replacing those there; runs/compare by default."""
     text: bool = False
     """No files."""
     json: bool = False
@@ -43,39 +55,84 @@ class Options:
 
 
 def run(argv: list[str]) -> int:
-    """Exit code 1 when a gradient is further off than rounding explains."""
+    """Exit code 1 when a gradient is further off than rounding explains, or a peer's loss differs."""
     options = parse(Options, "compare", argv)
-    if options.pairs < 1 or options.seed < 0:
-        raise Problem("--pairs: expected at least 1, --seed: at least 0")
-
-    import jax
+    if options.pairs < 1 or options.rounds < 1 or options.seconds <= 0 or options.seed < 0:
+        raise Problem("--pairs, --rounds: expected at least 1, --seconds: above 0, --seed: at least 0")
 
     from ..explain.compare import compare
-    from ..train.builtin import load_task
-    from ..train.config import TrainConfig
     from ..train.log import plain
     from ..verify.verdict import TOLERANCE
+
+    frontier = measured(options) if options.against else None  # first: here nothing has taken an accelerator's memory yet
+    given = of_work(options) if options.against else of_model(options)
+    try:
+        found = compare(given.net, given.loss, given.params(), given.batch, options.pairs)
+    except (TypeError, ValueError) as error:
+        raise Problem(f"{options.model}: {error}") from error
+    console = screen()
+    bound = None if given.narrow else TOLERANCE["float32"]
+    show(console, found, bound)
+    result = {"verb": "compare", "model": options.model, "passed": bound is None or found.max_gradient_error <= bound,
+              **found.as_json}
+    wrong = ""
+    if frontier:
+        show_benchmark(console, frontier)
+        wrong = frontier.disagreement
+        result.update(passed=result["passed"] and not wrong, frontier=frontier.as_json)
+    for path in [] if options.text else saved(plain(result), found, frontier, Path(options.out or "runs/compare")):
+        console.print(str(path), soft_wrap=True)
+    if options.json:
+        print(json.dumps(plain(result)))
+    if wrong:
+        raise Failure(f"compare {options.model}: {wrong}")
+    return 0 if result["passed"] else 1
+
+
+class Given(NamedTuple):
+    """What is compared. narrow: it computes in bfloat16, of which rounding says nothing."""
+
+    net: Layer
+    loss: Layer | None
+    params: Callable[[], Any]
+    batch: Any
+    narrow: bool = False
+
+
+def of_model(options: Options) -> Given:
+    """As train makes it."""
+    import jax
+
+    from ..train.builtin import load_task
+    from ..train.config import TrainConfig
 
     given = {"model": options.model, "seed": options.seed, "batch_size": options.batch_size, "data": options.data}
     task = load_task(TrainConfig.of(**{key: value for key, value in given.items() if value is not None}))
     batch = task.batches(options.seed, 0)
-    try:
-        params = task.net.init(jax.random.key(options.seed), batch if task.loss is None else batch[0])
-        found = compare(task.net, task.loss, params, batch, options.pairs)
-    except (TypeError, ValueError) as error:
-        raise Problem(f"{options.model}: {error}") from error
-    console = screen()
-    show(console, found)
-    good = found.max_gradient_error <= TOLERANCE["float32"]
-    result = plain({"verb": "compare", "model": options.model, "passed": good, **found.as_json})
-    for path in [] if options.text else saved(result, found, Path(options.out or "runs/compare")):
-        console.print(str(path), soft_wrap=True)
-    if options.json:
-        print(json.dumps(result))
-    return 0 if good else 1
+    x = batch if task.loss is None else batch[0]
+    return Given(task.net, task.loss, lambda: task.net.init(jax.random.key(options.seed), x), batch)
 
 
-def show(console: Console, found: Comparison) -> None:
+def of_work(options: Options) -> Given:
+    """As bench makes it, so that layers and frontier speak of the same net."""
+    from ..bench.works import find_work
+
+    work = find_work(options.model)
+    return Given(work.net, work.loss, lambda: work.params(options.seed), work.batch(options.seed), work.narrow)
+
+
+def measured(options: Options) -> Benchmark:
+    """The points of the frontier: by hand all there are, the planner's too."""
+    from ..bench.benchmark import benchmark, peers_of
+
+    if options.batch_size is not None or options.data is not None:
+        raise Problem("--batch-size, --data: expected none with --against, for a work of bench has its own batch")
+    with Console(stderr=True, highlight=False).status("") as status:
+        return benchmark(options.model, peers_of(options.against), True, options.rounds, options.seconds, options.seed,
+                         status.update)
+
+
+def show(console: Console, found: Comparison, bound: float | None) -> None:
     """The layers as a table, then both arms as a whole."""
     right = [Column(name, justify="right") for name in (
         "runs", "error", "kept", "by jax.vjp", "forward", "dx", "dparams", "ms", "by jax.vjp")]
@@ -93,7 +150,8 @@ def show(console: Console, found: Comparison) -> None:
     whole.add_row("ratio", *(f"{ratio[key]:.2f}" for key in ("time", "memory", "compile")),
                   f"{found.manual.flops / max(1, found.auto.flops):.2f}")
     console.print(whole)
-    console.print(f"largest gradient error {found.max_gradient_error:.1e} (bound 1e-05); loss and gradients take "
+    allowed = "" if bound is None else f" (bound {bound:.0e})"
+    console.print(f"largest gradient error {found.max_gradient_error:.1e}{allowed}; loss and gradients take "
                   f"{found.manual.flops / max(1, found.forward_flops):.2f} times the forward's FLOPs")
 
 
@@ -105,8 +163,8 @@ def short(number: float) -> str:
     return f"{number:.0f}"
 
 
-def saved(result: dict[str, Any], found: Comparison, directory: Path) -> list[Path]:
-    """compare.json and, where matplotlib is, compare.png. Raises FileProblem where they cannot be written."""
+def saved(result: dict[str, Any], found: Comparison, frontier: Benchmark | None, directory: Path) -> list[Path]:
+    """compare.json and, where matplotlib is, the figures. Raises FileProblem where they cannot be written."""
     from ..train.rundir import writing
 
     paths = [directory / "compare.json"]
@@ -114,9 +172,15 @@ def saved(result: dict[str, Any], found: Comparison, directory: Path) -> list[Pa
         directory.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     try:
+        from ..bench.frontier_figure import frontier_figure
         from ..explain.compare_figure import compare_figure
     except ImportError:
         return paths
-    with writing(directory / "compare.png"):
-        compare_figure(found, f"{result['model']}: by hand against jax.grad").savefig(directory / "compare.png")
-    return [*paths, directory / "compare.png"]
+    figures = {"compare.png": compare_figure(found, f"{result['model']}: by hand against jax.grad")}
+    if frontier:
+        figures["frontier.png"] = frontier_figure(frontier.points, f"{result['model']}: time against memory")
+    for name, figure in figures.items():
+        paths.append(directory / name)
+        with writing(paths[-1]):
+            figure.savefig(paths[-1])
+    return paths

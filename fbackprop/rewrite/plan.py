@@ -56,19 +56,30 @@ def plan(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> Lay
 def planned(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> Plan:
     """The Plan behind `plan`."""
     expect(budget_bytes > 0, "budget", "bytes, a number above 0", repr(budget_bytes))
-    search = _Search(net, loss, jax.eval_shape(lambda: batch))
-    found = [search.compiled(search.base)]
-    while len(found) < TRIES and found[0].temp_bytes > budget_bytes:
-        last = len(found) == TRIES - 1 and all(p.temp_bytes > budget_bytes for p in found)
-        drawn = search.cheapest(0 if last else budget_bytes)
-        if _key(drawn) in search.measured:
-            break
-        found.append(search.compiled(drawn))
-    fits = [p for p in found if p.temp_bytes <= budget_bytes]
+    found = _Search(net, loss, jax.eval_shape(lambda: batch)).tried(budget_bytes)
     least = min(p.temp_bytes for p in found)
-    expect(bool(fits), "budget", f"at least {least / 1e6:.2f} MB, the least found for this net and batch",
+    expect(least <= budget_bytes, "budget", f"at least {least / 1e6:.2f} MB, the least found for this net and batch",
            f"{budget_bytes / 1e6:.2f} MB", "A smaller batch needs less; accumulate() makes one step of several")
-    return min(fits, key=lambda p: (p.again_flops, -p.temp_bytes))
+    return _mildest(found, budget_bytes)
+
+
+def plans(net: Layer, loss: Layer | None, batch: Any, shares: tuple[float, ...] = (3 / 4, 1 / 2)) -> list[Plan]:
+    """The plan for each of these shares of what the net needs as it stands, where there is one, and the one that needs least.
+
+    Each once; none where nothing needs less than the net as it stands.
+    """
+    search = _Search(net, loss, jax.eval_shape(lambda: batch))
+    found = search.tried(0)
+    budgets = [share * found[0].temp_bytes for share in shares]
+    found += [p for budget in budgets for p in search.tried(budget)]
+    budgets.append(min(p.temp_bytes for p in found))
+    chosen = [_mildest(found, budget) for budget in budgets if budget >= budgets[-1]]
+    return list({_key(p): p for p in chosen if p.schedules or p.settings}.values())
+
+
+def _mildest(found: list[Plan], budget: float) -> Plan:
+    """Of those that fit, the one that makes least again."""
+    return min((p for p in found if p.temp_bytes <= budget), key=lambda p: (p.again_flops, -p.temp_bytes))
 
 
 def with_plan(net: Layer, found: Plan) -> Layer:
@@ -96,7 +107,7 @@ class _Search:
         self.params = jax.eval_shape(lambda key: net.init(key, self.x), jax.random.key(0))
         self.known: dict[str, tuple[int, int]] = {}
         self.found: dict[str, list[Site]] = {}
-        self.measured: dict[str, int] = {}
+        self.measured: dict[str, Plan] = {}
         self.off: dict[bool, float] = {}
         self.base = Plan(net, 0, 0)
 
@@ -115,14 +126,27 @@ class _Search:
 
     def foretold(self, drawn: Plan) -> int:
         """Corrected by half of what was foretold wrong of its like, whole tiles or cut ones: the peak may stand elsewhere."""
-        key = _key(drawn)
-        return self.measured.get(key) or round(self.counted(drawn)[0] * sqrt(self.off.get(bool(drawn.settings), 1.0)))
+        known = self.measured.get(_key(drawn))
+        return known.temp_bytes if known else round(self.counted(drawn)[0] * sqrt(self.off.get(bool(drawn.settings), 1.0)))
 
     def compiled(self, drawn: Plan) -> Plan:
-        predicted, needs = self.foretold(drawn), temp_bytes(drawn.net, self.loss, self.params, self.batch)
-        self.measured[_key(drawn)] = needs
-        self.off[bool(drawn.settings)] = needs / self.counted(drawn)[0]
-        return replace(drawn, temp_bytes=needs, predicted_bytes=predicted)
+        key = _key(drawn)
+        if key not in self.measured:
+            predicted, needs = self.foretold(drawn), temp_bytes(drawn.net, self.loss, self.params, self.batch)
+            self.measured[key] = replace(drawn, temp_bytes=needs, predicted_bytes=predicted)
+            self.off[bool(drawn.settings)] = needs / self.counted(drawn)[0]
+        return self.measured[key]
+
+    def tried(self, budget: float) -> list[Plan]:
+        """The net as it stands, and until one fits what should; the thriftiest last where none does."""
+        found = [self.compiled(self.base)]
+        while len(found) < TRIES and found[0].temp_bytes > budget:
+            last = len(found) == TRIES - 1 and all(p.temp_bytes > budget for p in found)
+            drawn = self.cheapest(0 if last else budget)
+            if _key(drawn) in map(_key, found):
+                break
+            found.append(self.compiled(drawn))
+        return found
 
     def cheapest(self, budget: float) -> Plan:
         """The plan with the fewest FLOPs made again of those found that should fit; where none should, the thriftiest."""
