@@ -92,7 +92,8 @@ WORKS = {work.name: work for work in (
         gates_of_4_steps_remade={"segment": 4, "remake": "gates"}, remade_segments_of_8={"segment": 8, "remake": "carries"},
         remade_segments_of_4={"segment": 4, "remake": "carries"}), CLASSES, images(32, 128, 64)),
     Work("gpt", at(partial(gpt, 1024, 512), whole_attention={"block": None}), None, tokens(1024, 4, 512)),
-    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), chunks_of_64={"chunk": 64}), None, tokens(50257, 4, 256)),
+    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), chunks_of_128={"chunk": 128}, chunks_of_64={"chunk": 64}), None,
+         tokens(50257, 4, 256)),
     Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
 )}
 

@@ -29,7 +29,7 @@ CHEAP = {
     "add", "add_any", "sub", "mul", "neg", "max", "min", "sign", "abs", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt",
     "ge", "select_n", "clamp", "is_finite", "square", "integer_pow", "floor", "round"}
 DEAR = {"exp", "exp2", "log", "tanh", "logistic", "div", "sqrt", "rsqrt", "erf", "pow", "log1p", "expm1", "sin", "cos", "rem"}
-FUSED = (CHEAP | MOVES) - UPDATES
+FUSED = (CHEAP | MOVES) - UPDATES - {"concatenate"}  # nothing is fused into the parts of a concatenation
 REDUCTIONS = ("reduce_", "argmax", "argmin")
 MANY = 3  # readers of a cheap value for which XLA makes it a buffer, and still fuses it into some
 
