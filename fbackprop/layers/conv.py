@@ -163,22 +163,29 @@ def _dw(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
 
 
 def _dw_of_parts(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
-    """(*kernel, I, O): dy transposed times the windows side by side; a few examples at a time, or all where that is little."""
+    """(*kernel, I, O): the windows side by side, transposed, times dy; a few examples at a time, or all where that is little.
+
+    Where that is less to lay out, a window's columns are x shifted along its rows, and its rows are dy shifted up and down.
+    """
     if groups > 1:
         apart = (a.reshape(*a.shape[:-1], groups, a.shape[-1] // groups) for a in (x, dy))
         dw = jax.vmap(lambda x, dy: _dw_of_parts(x, dy, places, 1), in_axes=-2, out_axes=-2)(*apart)  # *K I G O
         return dw.reshape(*dw.shape[:-2], dy.shape[-1])
-    batch, rows, acc = len(x), prod(places.length), wide_dtype(x.dtype)
-    width = prod(places.size) * x.shape[-1]
-    at_once = prod(places.size) == 1 or batch * rows * width * x.dtype.itemsize <= SMALL  # of 1: x itself is the windows
-    most = batch if at_once else min(ROWS, BYTES // (width * x.dtype.itemsize)) // rows
+    batch, channels, features, acc = len(x), x.shape[-1], dy.shape[-1], wide_dtype(x.dtype)
+    halves = len(places.size) == 2 and places.stride[0] == 1 and features < places.size[1] * channels
+    along, back = places.by_axis() if halves else (places, places.still())
+    rows, widths = prod(along.length), (prod(along.size) * channels, prod(back.size) * features)
+    row = (widths[0] + halves * widths[1]) * x.dtype.itemsize  # bytes laid out
+    at_once = prod(places.size) == 1 or batch * rows * row <= SMALL  # of 1: x itself is the windows
+    most = batch if at_once else min(ROWS, BYTES // row) // rows
     part = next((n for n in range(min(batch, max(1, most)), 1, -1) if batch % n == 0), min(batch, 1))
 
     def product(x: jax.Array, dy: jax.Array) -> jax.Array:
-        padded = places.pad(x)
-        seen = [places.look(padded, offset).reshape(len(x) * rows, x.shape[-1]) for offset in places.offsets()]
-        dy = dy.reshape(len(x) * rows, dy.shape[-1])
-        return jnp.matmul(dy.T, jnp.concatenate(seen, -1), preferred_element_type=acc)  # O (K I)
+        a, b = (jnp.concatenate(seen, -1).reshape(len(x) * rows, width)
+                for seen, width in zip((along.looks(x), back.looks(dy)[::-1]), widths))
+        if halves and widths[0] <= widths[1]:  # on a CPU what is read down its columns is transposed first: the narrower
+            return jnp.matmul(a.T, b, preferred_element_type=acc)
+        return jnp.matmul(b.T, a, preferred_element_type=acc).T
 
     def add(dw: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
         return dw + product(*(lax.dynamic_slice_in_dim(a, start, part) for a in (x, dy))), None
@@ -186,8 +193,9 @@ def _dw_of_parts(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> j
     if part == batch:
         dw = product(*after(x, dy))  # or XLA lays out the windows as soon as it has x, and keeps them until dy is there
     else:
-        dw, _ = lax.scan(add, jnp.zeros((dy.shape[-1], width), acc), jnp.arange(0, batch, part))
-    return dw.T.reshape(*places.size, x.shape[-1], dy.shape[-1])
+        dw, _ = lax.scan(add, jnp.zeros(widths, acc), jnp.arange(0, batch, part))
+    dw = jnp.moveaxis(dw.reshape(prod(along.size), channels, prod(back.size), features), 2, 0)
+    return dw.reshape(*places.size, channels, features)
 
 
 def _dw_as_convolution(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:

@@ -8,7 +8,7 @@ Terms     reach = (size - 1) dilation + 1, what a window covers; sizes + low + h
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import product
 from operator import index
@@ -51,6 +51,20 @@ class Windows:
         """Every position of the window, in the order of its elements, as an offset into the padded x."""
         return product(*(range(0, k * d, d) for k, d in zip(self.size, self.dilation)))
 
+    def by_axis(self) -> tuple[Windows, Windows]:
+        """Of two axes, the first without stride: the window's second over x, (B, H, columns, C), and its first, which looks back
+        from every row of x at the places that met it, the last position first: over (B, *length, C).
+        """
+        (h, _), (n, columns), (k, m), (reach, _), ((low, _), _) = self.sizes, self.length, self.size, self.reach, self.pads
+        along = replace(self, size=(1, m), pads=((0, 0), self.pads[1]))
+        pads = (reach - 1 - low, h + low - n)
+        return along, replace(self, sizes=self.length, size=(k, 1), stride=(1, 1), pads=(pads, (0, 0)))
+
+    def still(self) -> Windows:
+        """Of one position, over what this window has found."""
+        ones = (1,) * len(self.size)
+        return Windows(self.length, ones, ones, ones, ((0, 0),) * len(ones))
+
     def pad(self, x: jax.Array, value: float = 0) -> jax.Array:
         """(B, *sizes, C) -> the padded x."""
         return lax.pad(x, jnp.asarray(value, x.dtype), ((0, 0, 0), *((*p, 0) for p in self.pads), (0, 0, 0)))
@@ -59,6 +73,11 @@ class Windows:
         """What this position of the window meets at every place: (B, *length, C)."""
         start, stop = (0, *offset, 0), (len(padded), *(o + n for o, n in zip(offset, self.span)), padded.shape[-1])
         return lax.slice(padded, start, stop, (1, *self.stride, 1))
+
+    def looks(self, x: jax.Array) -> list[jax.Array]:
+        """What every position of the window meets."""
+        padded = self.pad(x)
+        return [self.look(padded, offset) for offset in self.offsets()]
 
     def put(self, dy: jax.Array, offset: Sizes) -> jax.Array:
         """The transpose of `look(pad(x), offset)`: every element back to where it came from, (B, *sizes, C)."""
