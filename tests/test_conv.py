@@ -80,17 +80,34 @@ def test_conv1d_same_has_a_window_every_stride(width, kernel, stride, dilation, 
     assert_loops_agree(layer, x, (stride,), (dilation,), (total // 2,), groups)
 
 
-@settings(max_examples=6, deadline=None)
-@given(two(3, 7), two(1, 3), two(1, 3), two(1, 2), two(0, 2), st.sampled_from([1, 2]), st.sampled_from([1, 3, 6, 1200]))
-def test_both_weight_gradients_agree(sizes, kernel, stride, dilation, low, groups, batch):
+@settings(max_examples=10, deadline=None)
+@given(two(3, 7), two(1, 3), two(1, 3), two(1, 2), two(0, 2), st.sampled_from([1, 2]), st.sampled_from([1, 3, 6, 1200]),
+       st.sampled_from([2, 16]))
+def test_both_weight_gradients_agree(sizes, kernel, stride, dilation, low, groups, batch, features):
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation))
     places = windows("w", sizes, kernel, stride, tuple((a, r) for a, r in zip(low, reach)), dilation)
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
-        x, dy = (jnp.asarray(rng.standard_normal(shape)) for shape in ((batch, *sizes, 4), (batch, *places.length, 2)))
+        x, dy = (jnp.asarray(rng.standard_normal(shape)) for shape in ((batch, *sizes, 4), (batch, *places.length, features)))
         a, b = (jax.jit(f, static_argnums=(2, 3))(x, dy, places, groups) for f in (_dw_as_convolution, _dw_of_parts))
-    assert a.shape == (*kernel, 4 // groups, 2)
+    assert a.shape == (*kernel, 4 // groups, features)
     np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("layer", [
+    conv2d(64, 3), conv2d(40, 3, dilation=(1, 3)), conv2d(64, (2, 4)), conv2d(64, 3, padding=((0, 0), (0, 2))),
+    conv2d(64, 3, padding=((3, 1), (2, 0))), conv2d(64, 3, padding="VALID"), conv2d(96, 3, stride=(1, 2)), conv2d(96, 3, groups=2),
+], ids=str)
+def test_sizes_that_are_worth_another_formulation(layer):
+    """Large enough for images in one row and for loops over a few of them; XLA's convolution and its gradients in float64."""
+    x = np.random.default_rng(0).standard_normal((40, 16, 18, 32))
+    with jax.enable_x64(True):
+        params, dy = drawn(layer, x)
+        y, pullback = jax.vjp(predict(layer), params, jnp.asarray(x))
+        wanted = y, *pullback(jnp.asarray(dy))
+    narrow = partial(jax.tree.map, lambda a: jnp.asarray(a, jnp.float32))
+    for got, want in zip(jax.tree.leaves(run(layer, *narrow((params, x, dy)))), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(got, want, atol=3e-6 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("layer", [

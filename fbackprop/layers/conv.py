@@ -14,14 +14,15 @@ Raises    TypeError: params without w, b; ValueError: rank, widths, dtypes, a wi
 Source    LeCun et al. 1989; Dumoulin and Visin 2016, section 4 (dx as a convolution); derivation in docs/derivations/conv.md
 
 On a CPU dw goes over a few examples at a time, the windows of each laid side by side for one matmul: they stay in cache where
-XLA's own weight gradient, kept for accelerators, reads strided memory. With one channel a group (depthwise) forward and dx are
+XLA's own weight gradient, kept for accelerators, reads strided memory. Where jax 0.10 would run a convolution on one core, the
+images are laid in one row. With one channel a group (depthwise) forward and dx are
 sums of shifted products: no matmul is left to make; so is the forward of an x of one channel. A kernel of one position is a
 matmul at every place. Figures in docs/derivations/conv.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -33,12 +34,14 @@ from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Tree
 from .rewire import after
-from .windows import Windows, added, checked_padding, name, per_axis, windows
+from .windows import Sizes, Windows, added, checked_padding, name, per_axis, windows
 
 Initializer = Callable[..., jax.Array]
 FEW, LARGE = 64, 2**15  # places an example, numbers in a kernel: XLA's weight gradient is as quick then, and sooner compiled
 ROWS, BYTES = 2048, 2**21 * 5 // 4  # windows laid side by side at a time: enough for a product, few enough for a cache
 SMALL = 2**22  # bytes of all windows that need no loop
+ONE_CORE = jax.__version_info__ < (0, 11)  # XLA's convolution on a CPU, but for a large kernel or a long row
+KERNEL, ROW = 10**5, 2**23  # numbers in a kernel that is large; multiplications in a row that is long
 TAPS = 32  # of one channel: so many shifted products are one pass over y, and what follows joins it
 
 
@@ -131,8 +134,7 @@ def _correlate(x: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.
     if prod(places.size) == groups == 1:  # one product: on a CPU XLA's convolution takes up to five times as long
         seen, = (places.look(places.pad(x), offset) for offset in places.offsets())
         return jnp.matmul(seen, w.reshape(w.shape[-2:]), preferred_element_type=wide_dtype(x.dtype))
-    return lax.conv_general_dilated(x, w, places.stride, places.pads, rhs_dilation=places.dilation, feature_group_count=groups,
-                                    dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
+    return _slide(x, w, places.stride, places.pads, (1,) * len(places.size), places, groups)
 
 
 def _dx(dy: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
@@ -147,8 +149,26 @@ def _dx(dy: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
     w = jnp.swapaxes(w, -1, -3).reshape(*places.size, w.shape[-1], groups * w.shape[-3])  # *K O (G I)
     low = [r - 1 - p for r, (p, _) in zip(places.reach, places.pads)]
     pads = [(a, n + r - 1 - m - a) for a, n, r, m in zip(low, places.sizes, places.reach, places.span)]
-    return lax.conv_general_dilated(dy, w, (1,) * len(pads), pads, lhs_dilation=places.stride, rhs_dilation=places.dilation,
-                                    feature_group_count=groups, dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
+    return _slide(dy, w, (1,) * len(pads), pads, places.stride, places, groups)
+
+
+def _slide(x: jax.Array, w: jax.Array, stride: Sizes, pads: Sequence[tuple[int, int]], between: Sizes, places: Windows,
+           groups: int) -> jax.Array:
+    """XLA's convolution of x, with so many zeros less one `between` its elements."""
+    def slide(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.conv_general_dilated(x, w, stride, pads, between, places.dilation, feature_group_count=groups,
+                                        dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
+
+    def in_one_row(x: jax.Array, w: jax.Array) -> jax.Array:
+        row = jnp.moveaxis(jnp.pad(x, ((0, 0), (0, 0), (0, gap), (0, 0))), 0, 1)  # H B W C
+        y = slide(row.reshape(1, len(row), -1, x.shape[-1]), w)[0]  # H (B W) O
+        return jnp.moveaxis(y.reshape(len(y), *row.shape[1:3], -1)[:, :, : x.shape[2]], 1, 0)
+
+    plain = len(pads) == 2 and max(*stride, *between, groups) == 1 and sum(pads[1]) == places.reach[1] - 1
+    gap = max(pads[-1])
+    if ONE_CORE and plain and x.dtype == jnp.float32 and w.size < KERNEL and len(x) * (x.shape[2] + gap) * w.size >= ROW:
+        return lax.platform_dependent(x, w, cpu=in_one_row, default=slide)
+    return slide(x, w)
 
 
 def _dw(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
