@@ -96,7 +96,8 @@ def test_both_weight_gradients_agree(sizes, kernel, stride, dilation, low, group
 
 @pytest.mark.parametrize("layer", [
     conv2d(64, 3), conv2d(40, 3, dilation=(1, 3)), conv2d(64, (2, 4)), conv2d(64, 3, padding=((0, 0), (0, 2))),
-    conv2d(64, 3, padding=((3, 1), (2, 0))), conv2d(64, 3, padding="VALID"), conv2d(96, 3, stride=(1, 2)), conv2d(96, 3, groups=2),
+    conv2d(64, 3, padding=((3, 1), (2, 0))), conv2d(64, 3, padding="VALID"), conv2d(96, 3, stride=(1, 2)),
+    conv2d(96, 3, groups=2),
 ], ids=str)
 def test_sizes_that_are_worth_another_formulation(layer):
     """Large enough for images in one row and for loops over a few of them; XLA's convolution and its gradients in float64."""

@@ -1,24 +1,24 @@
-"""segments: a recurrent layer and the product in front of it, a few steps of the sequence at a time.
+"""segments: a recurrent layer and the product in front of it, backward a few steps of the sequence at a time.
 
 Shapes    x (B, T, F), y (B, T, H) or, with last=True, (B, H); a segment is the largest divisor of T up to `size`
 Dtypes    those of the layers
 Units     size in time steps
-Forward   (carry, y of a segment) = over(before(x of the segment)), segment after segment
-Backward  the same in reverse, the carry's cotangent handed on, the weights' gradients added up
-Keeps     what both keep, segment by segment, but for x and for before's y, which is made again where it was kept; with
-          remake=True the carry before every segment alone
+Forward   carry, y_t = over's cell(carry, before(x_t)), step after step
+Backward  the same in reverse, a segment at a time: over its steps the cotangents of carry and of before's y, then for all
+          of them together those of x and of the weights, which are added up
+Keeps     x and, with remake="nothing", what the cell keeps, T times; with "gates" the carry of every step: no step waits for
+          another then, so what the cell keeps is made again by one large product; with "carries" the carry before every segment
 At kinks  those of the layers
-Raises    ValueError: what the layers raise
+Raises    ValueError: what the layers raise, a remake that is none of the three
 Source    Gruslys et al. 2016, Memory-Efficient Backpropagation Through Time, section 3.1; derivation in
           docs/derivations/recurrent.md
 
-What is in front of a recurrent layer is one large product, several times as wide as x or y; here a segment of it exists at a
-time, and stays in cache until the scan has read it.
+What is in front of a recurrent layer is several times as wide as x or y; here a step of it exists in the forward, and the
+cotangents of a segment in the backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,101 +26,134 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..adjustable import Adjustable, halves
-from ..compose import expect_parts
+from ..compose import chain, expect_parts
 from ..errors import at, expect, expect_floating
 from ..layer import Layer, Tree, join, split
+from .cells import halves_of
+from .recurrent import Recurrent, one_step
 from .repeat import restore, scan_keeping, set_apart
 
+REMAKE = ("nothing", "gates", "carries")
 
-def in_segments(before: Layer, over: Layer, start: Any, size: int, last: bool = False, reverse: bool = False,
-                remake: bool = False) -> Layer:
-    """`over` is recurrent with initial=True, and last and reverse as here; start: spec of before's y -> the first carry.
 
-    params: a tuple of two trees, as chain(before, over) has. State: every segment finds the same, the last says the Next.
+def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") -> Layer:
+    """`before`, on the last axis alone, in front of `over`, a recurrent layer without initial and truncate.
+
+    params: a tuple of two trees, as chain(before, over) has, which it becomes where `over` is rewritten into another layer.
+    State: every segment finds the same, the last says the Next.
     """
     ok = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     expect(ok, "segment", "a whole number of steps, at least 1", repr(size))
-    parts = (before, over)
+    expect(remake in REMAKE, "remake", ", ".join(map(repr, REMAKE)), repr(remake))
+    whole = chain(before, over)
+    if not isinstance(over, Recurrent) or over.cell is None:
+        return whole
+    cell, last, reverse = over.cell, over.last, over.reverse
 
-    def init(key: jax.Array, x: Any) -> Tree:
-        keys = jax.random.split(key, 2)
-        with at(0, before):
-            first = before.init(keys[0], x)
-            y, _ = jax.eval_shape(before.forward, first, x)
-        with at(1, over):
-            return first, over.init(keys[1], (jax.eval_shape(start, _one_step(y)), y))
+    def cell_at(params: Tree, carry: Any, a: jax.Array) -> tuple[Any, Any]:
+        with at(1, over), at(0, cell):
+            return cell.forward(params[1][0], (carry, a))
 
-    def run(params: Tree, carry: Any, x: jax.Array) -> tuple[Any, Any, Any]:
-        with at(0, before):
-            y, kept = before.forward(params[0], x)
-        with at(1, over):
-            (carry, y_over), kept_over = over.forward(params[1], (carry, y))
-        return carry, y_over, set_apart((kept, kept_over), (x, y))
+    def walk(params: Tree, state: Any, xs: jax.Array, keep: str) -> tuple[Any, Any, Any]:
+        """Over xs (S, B, F), from the state (carry, y or None): `(state, ys or None, (kept, plan))`."""
+        def step(state: Any, x_t: jax.Array) -> tuple[Any, Any, Any]:
+            carry, _ = state
+            with at(0, before):
+                a, _ = before.forward(params[0], x_t)
+            (following, y), residuals = cell_at(params, carry, a)
+            kept = set_apart(residuals, a) if keep == "nothing" else carry if keep == "gates" else ()
+            return (following, y if last else None), None if last else y, kept
 
-    def turns(x: jax.Array) -> tuple[jax.Array, Callable[[jax.Array, jax.Array], jax.Array]]:
-        """The number of every segment, and what takes that one out of (B, T, ...): sliced, for scanned x is laid out anew."""
+        return scan_keeping(step, state, xs, reverse)
+
+    def begin(params: Tree, x: jax.Array) -> tuple[Any, jax.Array, int]:
+        """The first state, the number of every segment, and how many steps one has."""
+        def first(x_t: jax.Array) -> tuple[Any, Any]:
+            with at(0, before):
+                a, _ = before.forward(params[0], x_t)
+            carry = cell.start(a)
+            return carry, cell_at(params, carry, a)[0][1] if last else None
+
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first, one_step(x))[1])
         steps = next(n for n in range(min(size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
-        return jnp.arange(x.shape[1] // steps), lambda a, turn: lax.dynamic_slice_in_dim(a, turn * steps, steps, 1)
+        with at(0, before):
+            spec = jax.eval_shape(lambda x: before.forward(params[0], x)[0], one_step(x))
+        return (cell.start(spec), zeros), jnp.arange(x.shape[1] // steps), steps
 
     def forward(params: Tree, x: jax.Array) -> tuple[Any, Any]:
-        expect_parts(params, parts)
+        expect_parts(params, whole.parts)
         expect_floating(x=x)
         expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
-        order, taken = turns(x)
+        (state, order, steps), xs = begin(params, x), jnp.moveaxis(x, 1, 0)
 
-        def step(carry: Any, turn: jax.Array) -> tuple[Any, Any, Any]:
-            following, y, kept = run(params, carry, taken(x, turn))
-            return following, y, carry if remake else kept
+        def segment(state: Any, turn: jax.Array) -> tuple[Any, Any, Any]:
+            following, ys, _ = walk(params, state, lax.dynamic_slice_in_dim(xs, turn * steps, steps), remake)
+            return following, ys, state[0]
 
-        first = jax.eval_shape(lambda x: before.forward(params[0], x)[0], x)
-        _, ys, kept = scan_keeping(step, start(_one_step(first)), order, reverse)
-        if last:
-            return ys[0 if reverse else -1], (x, kept)
-        return jnp.moveaxis(ys, 0, 1).reshape(*x.shape[:2], *ys.shape[3:]), (x, kept)
+        if remake == "carries":
+            (_, y), ys, kept = scan_keeping(segment, state, order, reverse)
+        else:
+            (_, y), ys, kept = walk(params, state, xs, remake)
+        return y if last else jnp.moveaxis(ys.reshape(len(xs), *ys.shape[-2:]), 0, 1), (x, kept)
 
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         x, (kept, plan) = residuals
-        order, taken = turns(x)
-        end = order[0 if reverse else -1]  # the segment that runs last
+        ((first, _), order, steps), xs = begin(params, x), jnp.moveaxis(x, 1, 0)
+        dys = None if last else jnp.moveaxis(dy, 1, 0)
+        end = 0 if reverse else len(xs) - 1  # the step that runs last
+        kept = restore(plan, xs, kept)
+        with at(1, over):
+            pull, gradients = halves_of(cell, params[1][0])
 
-        def step(state: Any, at_segment: Any) -> tuple[Any, Any]:
+        def segment(state: Any, turn: jax.Array) -> tuple[Any, Any]:
             dcarry, sums = state
-            turn, kept = at_segment
-            x_here = taken(x, turn)
-            dy_here = jnp.where(turn == end, dy, jnp.zeros_like(dy)) if last else taken(dy, turn)
-            found = restore(plan, turn, kept)
-            if remake:
-                _, _, found = run(params, found, x_here)  # in a scan of its own: nothing to merge it with
-            inner, inner_plan = found
-            middle, _ = before.forward(params[0], x_here)  # wide, and one product; dropped where nothing has kept it
-            found = restore(inner_plan, (x_here, middle), inner)
-            with at(1, over):
-                dover, (dcarry, dmiddle) = over.backward(params[1], found[1], (dcarry, dy_here))
+            begins = turn * steps
+            x_here = lax.dynamic_slice_in_dim(xs, begins, steps)
             with at(0, before):
-                dbefore, dx = before.backward(params[0], found[0], dmiddle)
-            gradients, successors = split((dbefore, dover))
-            return (dcarry, jax.tree.map(jnp.add, sums, gradients)), (dx, successors)
+                a, kept_before = before.forward(params[0], jnp.moveaxis(x_here, 0, 1))  # B S G, dropped where nobody reads it
+            a = jnp.moveaxis(a, 1, 0)
+            if remake == "nothing":
+                leaves, inner = kept
+            elif remake == "gates":
+                carries = jax.tree.map(lambda c: lax.dynamic_slice_in_dim(c, begins, steps), kept)
+                _, made = jax.vmap(lambda carry, a: cell_at(params, carry, a))(carries, a)
+                leaves, inner = set_apart(made, a)
+            else:
+                carry = jax.tree.map(lambda c: c[turn], kept)
+                _, _, (made, outer) = walk(params, (carry, begin(params, x)[0][1]), x_here, "nothing")
+                leaves, inner = restore(outer, x_here, made)
+            start = begins if remake == "nothing" else jnp.zeros_like(begins)  # kept of all steps: a slice would be a copy
 
-        spec = jax.eval_shape(lambda x: before.forward(params[0], x)[0], x)
-        zero = jax.tree.map(jnp.zeros_like, (start(_one_step(spec)), split(params)[0]))
-        (_, sums), (dxs, successors) = lax.scan(step, zero, (order, kept), reverse=not reverse)
+            def step(dcarry: Any, s: jax.Array) -> tuple[Any, Any]:
+                take = lambda a, i: lax.dynamic_index_in_dim(a, i, keepdims=False)
+                dy_t = jnp.where(begins + s == end, dy, jnp.zeros_like(dy)) if last else take(dys, begins + s)
+                with at(1, over), at(0, cell):
+                    dbefore, da = pull(restore(inner, take(a, s), [take(leaf, start + s) for leaf in leaves]), (dcarry, dy_t))
+                return dbefore, (da, (dcarry, dy_t))
+
+            dcarry, (da, dstates) = lax.scan(step, dcarry, jnp.arange(steps), reverse=not reverse)
+            here = [lax.dynamic_slice_in_dim(leaf, start, steps) for leaf in leaves]
+            with at(1, over), at(0, cell):
+                dcell = gradients(restore(inner, a, here), da, dstates)  # all steps at once
+            with at(0, before):
+                dbefore, dx = before.backward(params[0], kept_before, jnp.moveaxis(da, 0, 1))
+            found, successors = split((dbefore, (dcell,)))
+            return (dcarry, jax.tree.map(jnp.add, sums, found)), (dx, successors)
+
+        zero = jax.tree.map(jnp.zeros_like, (first, split(params)[0]))
+        (_, sums), (dxs, successors) = lax.scan(segment, zero, order, reverse=not reverse)
         successors = jax.tree.map(lambda n: n[0 if reverse else -1], successors)
         return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
 
-    def adjusted(segment: int, remake: str | None = None) -> Layer:
-        return in_segments(before, over, start, segment, last, reverse, remake == "carries")
-
-    return Adjustable(f"in_segments({before.name}, {over.name}, {size}{', remake=True' * remake})", init, forward, backward,
-                      parts=parts, rebuild=lambda parts: in_segments(parts[0], parts[1], start, size, last, reverse, remake),
-                      adjusted=adjusted, settings=lambda x: segments(min(size, x.shape[1]), remake))
-
-
-def segments(size: int, remake: bool) -> list[dict[str, Any]]:
-    """Settings that need less than segments of `size`: shorter ones, then those of which the carry alone is kept."""
-    sizes = halves(size, 2)
-    remade = [{"segment": n, "remake": "carries"} for n in (sizes if remake else [size, *sizes])]
-    return remade if remake else [*({"segment": n} for n in sizes), *remade]
+    name = f"in_segments({before.name}, {over.name}, {size}{f', remake={remake!r}' * (remake != 'gates')})"
+    return Adjustable(name, whole.init, forward, backward, parts=whole.parts,
+                      rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
+                      adjusted=lambda segment, remake=remake: in_segments(before, over, segment, remake),
+                      settings=lambda x: segments(min(size, x.shape[1]), remake))
 
 
-def _one_step(y: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((y.shape[0], *y.shape[2:]), y.dtype)
+def segments(size: int, remake: str) -> list[dict[str, Any]]:
+    """Settings that need less than segments of `size`: those that keep less, and of those shorter ones."""
+    sizes = [size, *halves(size, 2)]
+    thriftier = REMAKE[REMAKE.index(remake):]
+    return [{"segment": n, "remake": kind} for kind in thriftier for n in (sizes[:1] if kind == "nothing" else sizes)][1:]

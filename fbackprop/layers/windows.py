@@ -52,10 +52,11 @@ class Windows:
         return product(*(range(0, k * d, d) for k, d in zip(self.size, self.dilation)))
 
     def by_axis(self) -> tuple[Windows, Windows]:
-        """Of two axes, the first without stride: the window's second over x, (B, H, columns, C), and its first, which looks back
-        from every row of x at the places that met it, the last position first: over (B, *length, C).
+        """Of two axes, the first without stride: the window's second over x, and its first over (B, *length, C).
+
+        That looks back from every row of x at the places that met it, the window's last position first.
         """
-        (h, _), (n, columns), (k, m), (reach, _), ((low, _), _) = self.sizes, self.length, self.size, self.reach, self.pads
+        (h, _), (n, _), (k, m), (reach, _), ((low, _), _) = self.sizes, self.length, self.size, self.reach, self.pads
         along = replace(self, size=(1, m), pads=((0, 0), self.pads[1]))
         pads = (reach - 1 - low, h + low - n)
         return along, replace(self, sizes=self.length, size=(k, 1), stride=(1, 1), pads=(pads, (0, 0)))

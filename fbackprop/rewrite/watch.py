@@ -14,7 +14,7 @@ from ..compose import map_layers, map_layers_with_path, value_and_grad
 from ..dtypes import is_floating
 from ..errors import expect
 from ..layer import Layer, Tree, graft, paths, split
-from ..layers.recurrent import Cell
+from ..layers.cells import Cell
 from .reading import COLUMNS, SATURATED, SHARES, Reading, of_records
 from .record import Record, beside_records, recording, records
 

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ...layer import Layer, Tree
-from ...layers import recurrent as r
+from ...layers.cells import Cell, gru_cell, lstm_cell, rnn_cell
+from ...layers.recurrent import recurrent
+from ...layers.rnn import gru, lstm, rnn
 from .case import Bugs, Case, Draw, Wrong, normal, right
 
 
@@ -25,17 +27,17 @@ def _with_carry(rng: Any) -> Any:
 
 
 CASES: tuple[Case, ...] = (
-    Case("rnn_cell", r.rnn_cell(5), _cell(2, 5, carries=1, gates=1)),
-    Case("lstm_cell", r.lstm_cell(5), _cell(2, 5, carries=2, gates=4)),
-    Case("gru_cell", r.gru_cell(5), _cell(3, 5, carries=1, gates=3)),
-    Case("recurrent", r.recurrent(r.rnn_cell(5)), normal(2, 3, 5)),
-    Case("recurrent", r.recurrent(r.rnn_cell(5), reverse=True), normal(2, 3, 5)),
-    Case("recurrent", r.recurrent(r.lstm_cell(5), initial=True), _with_carry),
-    Case("recurrent", r.recurrent(r.gru_cell(3), last=True), normal(2, 5, 9)),
-    Case("recurrent", r.recurrent(r.gru_cell(3), last=True, reverse=True), normal(2, 1, 9), "one step"),
-    Case("rnn", r.rnn(5), normal(2, 3, 7)),
-    Case("lstm", r.lstm(3, last=True), normal(2, 5, 7)),
-    Case("gru", r.gru(3), normal(2, 5, 7)),
+    Case("rnn_cell", rnn_cell(5), _cell(2, 5, carries=1, gates=1)),
+    Case("lstm_cell", lstm_cell(5), _cell(2, 5, carries=2, gates=4)),
+    Case("gru_cell", gru_cell(5), _cell(3, 5, carries=1, gates=3)),
+    Case("recurrent", recurrent(rnn_cell(5)), normal(2, 3, 5)),
+    Case("recurrent", recurrent(rnn_cell(5), reverse=True), normal(2, 3, 5)),
+    Case("recurrent", recurrent(lstm_cell(5), initial=True), _with_carry),
+    Case("recurrent", recurrent(gru_cell(3), last=True), normal(2, 5, 9)),
+    Case("recurrent", recurrent(gru_cell(3), last=True, reverse=True), normal(2, 1, 9), "one step"),
+    Case("rnn", rnn(5), normal(2, 3, 7)),
+    Case("lstm", lstm(3, last=True), normal(2, 5, 7)),
+    Case("gru", gru(3), normal(2, 5, 7)),
 )
 
 
@@ -51,8 +53,8 @@ def _last_step_alone(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree,
     """No backpropagation through time: every earlier step is cut off."""
     options = {name: f"{name}=True" in layer.name for name in ("last", "reverse", "initial")}
     (cell,) = layer.parts
-    assert isinstance(cell, r.Cell)
-    return right(r.recurrent(cell, **options, truncate=1), params, x, dy)
+    assert isinstance(cell, Cell)
+    return right(recurrent(cell, **options, truncate=1), params, x, dy)
 
 
 _CELL: dict[str, Wrong] = {

@@ -1,0 +1,185 @@
+"""cells: one step of a recurrence. rnn, lstm and gru cells.
+
+Shapes    a cell: (carry, x_t (..., F)) -> (carry, y_t (..., H)); leading axes are batch, and may be time and batch
+Dtypes    floating, all equal
+Units     none
+Forward   those of the cells below
+Backward  in two halves: `pull` gives a step's cotangents of carry and x, all that the step before waits for; `gradients` gives
+          dparams of many steps at once: one large product in place of many small ones
+Keeps     what each says
+At kinks  none: sigmoid and tanh are smooth
+Raises    ValueError: a width that does not fit
+Source    lstm: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; gru: Cho et al. 2014, the reset gate
+          after the product as in cuDNN; derivation in docs/derivations/recurrent.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ..dtypes import wide_dtype
+from ..errors import expect, expect_params
+from ..layer import Layer, Tree
+
+
+@dataclass(frozen=True)
+class Cell(Layer):
+    """A Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, that knows its first carry."""
+
+    start: Callable[[Any], Any] = lambda x: ()  # spec of x_t -> the first carry
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Halves:
+    """A cell's backward in two, so that a scan can ask for each in its time. A cell given another backward has no halves.
+
+    `pull(params, residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx) -> dparams` of all steps, stacked.
+    """
+
+    pull: Callable[[Tree, Any, Any], tuple[Any, Any]]
+    gradients: Callable[[Any, Any], Tree]
+
+    def __call__(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        dcarry, dx = self.pull(params, residuals, dy)
+        return self.gradients(residuals, dx), (dcarry, dx)
+
+
+def halves_of(cell: Cell, params: Tree) -> tuple[Callable, Callable]:
+    """`(pull, gradients)`, the latter of (residuals, dx, (dcarry, dy)), of any cell."""
+    if isinstance(cell.backward, Halves):
+        two = cell.backward
+        return (lambda residuals, dy: two.pull(params, residuals, dy)), (lambda residuals, dx, _: two.gradients(residuals, dx))
+    return (lambda residuals, dy: cell.backward(params, residuals, dy)[1],
+            lambda residuals, _, dy: cell.backward(params, residuals, dy)[0])
+
+
+def _expect_step(carry: Any, x: jax.Array, features: int, gates: int) -> None:
+    ok = x.shape[-1] == gates * features
+    expect(ok, "x of the cell", f"a last axis of {gates * features} ({gates} times {features})", x,
+           "Project it first: dense in front, as lstm(features) does")
+    for h in jax.tree.leaves(carry):
+        expect(h.shape == (*x.shape[:-1], features), "carry", f"shape {(*x.shape[:-1], features)}", h)
+
+
+def _weight(gates: int, features: int, bias: bool = False) -> Callable[[jax.Array, Any], Tree]:
+    def init(key: jax.Array, x: Any) -> Tree:
+        dtype = x[1].dtype
+        w = jax.nn.initializers.orthogonal(column_axis=-1)(key, (features, gates * features), dtype)
+        return {"w": w, "b": jnp.zeros(features, dtype)} if bias else {"w": w}
+
+    return init
+
+
+def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)
+
+
+def _dw(h: jax.Array, da: jax.Array) -> jax.Array:
+    """(T, B, H), (T, B, G) -> (H, G); not as T B rows, for a batch that devices divide is divided no more in those."""
+    axes = tuple(range(h.ndim - 1))
+    return jnp.tensordot(h, da, (axes, axes), preferred_element_type=wide_dtype(h.dtype)).astype(h.dtype)
+
+
+def _zeros(features: int, count: int) -> Callable[[Any], Any]:
+    def start(x: Any) -> Any:
+        zero = jnp.zeros((*x.shape[:-1], features), x.dtype)
+        return zero if count == 1 else tuple(jnp.zeros_like(zero) for _ in range(count))
+
+    return start
+
+
+def rnn_cell(features: int) -> Cell:
+    """h' = tanh(x + h w). carry h (..., H), x (..., H); params {"w": (H, H)}. Keeps h and h'."""
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        expect_params(params, "w")
+        h, a = x
+        _expect_step(h, a, features, 1)
+        y = jnp.tanh(a + _matmul(h, params["w"]))
+        return (y, y), (h, y)
+
+    def pull(params: Tree, residuals: Any, dy: Any) -> tuple[Any, Any]:
+        _, y = residuals
+        da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
+        return _matmul(da, params["w"].T), da
+
+    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
+    return Cell(f"rnn_cell({features})", _weight(1, features), forward, backward, start=_zeros(features, 1))
+
+
+def lstm_cell(features: int) -> Cell:
+    """i f g o = x + h w; c' = sigmoid(f) c + sigmoid(i) tanh(g); h' = sigmoid(o) tanh(c').
+
+    carry (h, c), each (..., H), x (..., 4 H) in the order i f g o; params {"w": (H, 4 H)}. Keeps h, c and the four gates.
+    """
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        expect_params(params, "w")
+        (h, c), a = x
+        _expect_step((h, c), a, features, 4)
+        i, f, g, o = jnp.split(a + _matmul(h, params["w"]), 4, -1)
+        i, f, g, o = lax.logistic(i), lax.logistic(f), jnp.tanh(g), lax.logistic(o)
+        c_next = f * c + i * g
+        y = o * jnp.tanh(c_next)
+        return ((y, c_next), y), (h, c, i, f, g, o)
+
+    def pull(params: Tree, residuals: Any, dy: Any) -> tuple[Any, Any]:
+        _, c, i, f, g, o = residuals
+        (dh, dc), dout = dy
+        t = jnp.tanh(f * c + i * g)  # cheaper to make again than to keep
+        dh = dh + dout
+        dc = dc + dh * o * (1 - t) * (1 + t)
+        da = jnp.concatenate(
+            [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
+        return (_matmul(da, params["w"].T), dc * f), da
+
+    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
+    return Cell(f"lstm_cell({features})", _weight(4, features), forward, backward, start=_zeros(features, 2))
+
+
+def gru_cell(features: int) -> Cell:
+    """r z n = x, u v m = h w; r = sigmoid(r + u), z = sigmoid(z + v), n = tanh(n + r (m + b)); h' = (1 - z) n + z h.
+
+    carry h (..., H), x (..., 3 H) in the order r z n; params {"w": (H, 3 H), "b": (H,)}. Keeps h, r, z, n and m + b.
+    """
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        expect_params(params, "w", "b")
+        h, a = x
+        _expect_step(h, a, features, 3)
+        (r, z, n), (u, v, m) = jnp.split(a, 3, -1), jnp.split(_matmul(h, params["w"]), 3, -1)
+        r, z, m = lax.logistic(r + u), lax.logistic(z + v), m + jnp.broadcast_to(params["b"], m.shape)
+        n = jnp.tanh(n + r * m)
+        y = (1 - z) * n + z * h
+        return (y, y), (h, r, z, n, m)
+
+    def pull(params: Tree, residuals: Any, dy: Any) -> tuple[Any, Any]:
+        h, r, z, n, m = residuals
+        dh = dy[0] + dy[1]
+        dn = dh * (1 - z) * (1 - n) * (1 + n)
+        dx = jnp.concatenate([dn * m * r * (1 - r), dh * (h - n) * z * (1 - z), dn], -1)
+        return dh * z + _matmul(through(dx, r), params["w"].T), dx
+
+    def through(dx: jax.Array, r: jax.Array) -> jax.Array:
+        """The cotangent of h w: that of x but for the candidate's third, behind the reset gate."""
+        dr, dz, dn = jnp.split(dx, 3, -1)
+        return jnp.concatenate([dr, dz, dn * r], -1)
+
+    def gradients(residuals: Any, dx: jax.Array) -> Tree:
+        h, r, *_ = residuals
+        du = through(dx, r)
+        dm = du[..., 2 * features:]
+        db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
+        return {"w": _dw(h, du), "b": db}
+
+    backward = Halves(pull, gradients)
+    return Cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, backward, start=_zeros(features, 1))
