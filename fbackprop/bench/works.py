@@ -88,7 +88,7 @@ WORKS = {work.name: work for work in (
     Work("cnn", at(convnet), CLASSES, images(128, 28, 28, 1)),
     Work("resnet", at(resnet), CLASSES, images(32, 32, 32, 3)),
     Work("lstm", at(
-        partial(lstm_classifier, 256, segment=16, remake="nothing"), gates_remade={"segment": 16, "remake": "gates"},
+        partial(lstm_classifier, 256, segment=8, remake="nothing"), gates_remade={"segment": 16, "remake": "gates"},
         gates_of_4_steps_remade={"segment": 4, "remake": "gates"}, remade_segments_of_8={"segment": 8, "remake": "carries"},
         remade_segments_of_4={"segment": 4, "remake": "carries"}), CLASSES, images(32, 128, 64)),
     Work("gpt", at(partial(gpt, 1024, 512), whole_attention={"block": None}), None, tokens(1024, 4, 512)),

@@ -54,17 +54,17 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
         with at(1, over), at(0, cell):
             return cell.forward(params[1][0], (carry, a))
 
-    def walk(params: Tree, state: Any, xs: jax.Array, keep: str) -> tuple[Any, Any, Any]:
-        """Over xs (S, B, F), from the state (carry, y or None): `(state, ys or None, (kept, plan))`."""
-        def step(state: Any, x_t: jax.Array) -> tuple[Any, Any, Any]:
+    def walk(params: Tree, state: Any, x: jax.Array, times: jax.Array, keep: str) -> tuple[Any, Any, Any]:
+        """From the state (carry, y or None) over these steps of x (B, T, F): `(state, ys or None, (kept, plan))`."""
+        def step(state: Any, t: jax.Array) -> tuple[Any, Any, Any]:
             carry, _ = state
             with at(0, before):
-                a, _ = before.forward(params[0], x_t)
+                a, _ = before.forward(params[0], _take(x, t, 1))
             (following, y), residuals = cell_at(params, carry, a)
             kept = set_apart(residuals, a) if keep == "nothing" else carry if keep == "gates" else ()
             return (following, y if last else None), None if last else y, kept
 
-        return scan_keeping(step, state, xs, reverse)
+        return scan_keeping(step, state, times, reverse)
 
     def begin(params: Tree, x: jax.Array) -> tuple[Any, jax.Array, int]:
         """The first state, the number of every segment, and how many steps one has."""
@@ -84,33 +84,32 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
         expect_parts(params, whole.parts)
         expect_floating(x=x)
         expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
-        (state, order, steps), xs = begin(params, x), jnp.moveaxis(x, 1, 0)
+        state, order, steps = begin(params, x)
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any, Any]:
-            following, ys, _ = walk(params, state, lax.dynamic_slice_in_dim(xs, turn * steps, steps), remake)
+            following, ys, _ = walk(params, state, x, turn * steps + jnp.arange(steps), remake)
             return following, ys, state[0]
 
         if remake == "carries":
             (_, y), ys, kept = scan_keeping(segment, state, order, reverse)
         else:
-            (_, y), ys, kept = walk(params, state, xs, remake)
-        return y if last else jnp.moveaxis(ys.reshape(len(xs), *ys.shape[-2:]), 0, 1), (x, kept)
+            (_, y), ys, kept = walk(params, state, x, jnp.arange(x.shape[1]), remake)
+        return y if last else jnp.moveaxis(ys.reshape(x.shape[1], *ys.shape[-2:]), 0, 1), (x, kept)
 
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         x, (kept, plan) = residuals
-        ((first, _), order, steps), xs = begin(params, x), jnp.moveaxis(x, 1, 0)
-        dys = None if last else jnp.moveaxis(dy, 1, 0)
-        end = 0 if reverse else len(xs) - 1  # the step that runs last
-        kept = restore(plan, xs, kept)
+        (first, y), order, steps = begin(params, x)
+        end = 0 if reverse else x.shape[1] - 1  # the step that runs last
+        kept = restore(plan, (), kept)
         with at(1, over):
             pull, gradients = halves_of(cell, params[1][0])
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any]:
             dcarry, sums = state
             begins = turn * steps
-            x_here = lax.dynamic_slice_in_dim(xs, begins, steps)
+            x_here = lax.dynamic_slice_in_dim(x, begins, steps, 1)
             with at(0, before):
-                a, kept_before = before.forward(params[0], jnp.moveaxis(x_here, 0, 1))  # B S G, dropped where nobody reads it
+                a, kept_before = before.forward(params[0], x_here)  # B S G; dropped where nobody reads it
             a = jnp.moveaxis(a, 1, 0)
             if remake == "nothing":
                 leaves, inner = kept
@@ -119,16 +118,15 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
                 _, made = jax.vmap(lambda carry, a: cell_at(params, carry, a))(carries, a)
                 leaves, inner = set_apart(made, a)
             else:
-                carry = jax.tree.map(lambda c: c[turn], kept)
-                _, _, (made, outer) = walk(params, (carry, begin(params, x)[0][1]), x_here, "nothing")
-                leaves, inner = restore(outer, x_here, made)
+                carry = jax.tree.map(lambda c: _take(c, turn), kept)
+                _, _, (made, outer) = walk(params, (carry, y), x_here, jnp.arange(steps), "nothing")
+                leaves, inner = restore(outer, (), made)
             start = begins if remake == "nothing" else jnp.zeros_like(begins)  # kept of all steps: a slice would be a copy
 
             def step(dcarry: Any, s: jax.Array) -> tuple[Any, Any]:
-                take = lambda a, i: lax.dynamic_index_in_dim(a, i, keepdims=False)
-                dy_t = jnp.where(begins + s == end, dy, jnp.zeros_like(dy)) if last else take(dys, begins + s)
+                dy_t = jnp.where(begins + s == end, dy, jnp.zeros_like(dy)) if last else _take(dy, begins + s, 1)
                 with at(1, over), at(0, cell):
-                    dbefore, da = pull(restore(inner, take(a, s), [take(leaf, start + s) for leaf in leaves]), (dcarry, dy_t))
+                    dbefore, da = pull(restore(inner, _take(a, s), [_take(leaf, start + s) for leaf in leaves]), (dcarry, dy_t))
                 return dbefore, (da, (dcarry, dy_t))
 
             dcarry, (da, dstates) = lax.scan(step, dcarry, jnp.arange(steps), reverse=not reverse)
@@ -150,6 +148,10 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
                       rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
                       adjusted=lambda segment, remake=remake: in_segments(before, over, segment, remake),
                       settings=lambda x: segments(min(size, x.shape[1]), remake))
+
+
+def _take(a: jax.Array, i: jax.Array, axis: int = 0) -> jax.Array:
+    return lax.dynamic_index_in_dim(a, i, axis, keepdims=False)
 
 
 def segments(size: int, remake: str) -> list[dict[str, Any]]:
