@@ -230,7 +230,8 @@ def _tile(params: Tree, rows: jax.Array, labels: jax.Array, spot: Any, size: tup
     x = _logits(_take(rows, r, size[0]), w, b)  # (n, v)
     row, label = (start + lax.broadcasted_iota(np.int32, x.shape, axis) for axis, start in enumerate((r, c)))
     hot = column(_take(labels, r, size[0]), x) == label.astype(labels.dtype)
-    return x, hot, (row >= first[0]) & (label >= first[1]), w
+    overlap = len(rows) % size[0] or len(params["w"]) % size[1]
+    return x, hot, (row >= first[0]) & (label >= first[1]) if overlap else jnp.array(True), w
 
 
 def _picked(x: jax.Array, labels: jax.Array, spot: Any) -> jax.Array:
