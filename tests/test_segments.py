@@ -51,18 +51,20 @@ def test_memory_falls_with_the_segment():
     assert carries < 0.15 * whole
 
 
-def test_a_rewritten_cell_is_still_asked():
-    """A probe around the cell changes its backward: what the cell brings for scans is then not used."""
+@pytest.mark.parametrize("options", [{}, {"segment": 4}, {"segment": 4, "remake": "nothing"}], ids=str)
+@pytest.mark.parametrize("name", ["lstm_cell", "recurrent"])
+def test_a_rewritten_part_is_still_asked(name, options):
+    """Another backward of the cell, or of the recurrence: what the two bring for scans is then not used."""
     def doubled(layer):
         def backward(params, residuals, dy):
             dparams, dx = layer.backward(params, residuals, dy)
             return jax.tree.map(lambda a: 2 * a, dparams), dx
 
-        return replace(layer, backward=backward) if layer.name.startswith("lstm_cell") else layer
+        return replace(layer, backward=backward) if layer.name.startswith(name) else layer
 
-    params = lstm(4).init(KEY, X)
-    right, twice = (split(vjp(net, params, X)[1](jnp.ones((3, 12, 4)))[0])[0]
-                    for net in (lstm(4), map_layers(lstm(4), doubled)))
+    net = lstm(4, **options)
+    params = net.init(KEY, X)
+    right, twice = (split(vjp(each, params, X)[1](jnp.ones((3, 12, 4)))[0])[0] for each in (net, map_layers(net, doubled)))
     chex.assert_trees_all_close(twice[1][0]["w"], 2 * right[1][0]["w"], rtol=1e-4, atol=1e-5)
     chex.assert_trees_all_close(twice[0], right[0], rtol=1e-4, atol=1e-5)
 

@@ -30,19 +30,20 @@ from .repeat import restore, scan_keeping
 
 
 @dataclass(frozen=True)
-class Recurrent(Layer):
-    """A Layer that knows its cell and in what order it runs."""
+class OverTime:
+    """recurrent's backward, which tells what it walks over: segments walk otherwise. A layer given another tells nothing."""
 
-    cell: Cell | None = None
-    last: bool = False
-    reverse: bool = False
+    rule: Callable[[Tree, Any, Any], tuple[Tree, Any]]
+    cell: Cell
+    last: bool
+    reverse: bool
 
-    def __repr__(self) -> str:
-        return self.name
+    def __call__(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        return self.rule(params, residuals, dy)
 
 
 def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bool = False,
-              truncate: int | None = None) -> Recurrent:
+              truncate: int | None = None) -> Layer:
     """x (B, T, F) -> y (B, T, H) by `cell` at every step. params: a tuple of one tree, the cell's.
 
     last: y (B, H), the output of the last step in time (of the first with reverse). reverse: from T - 1 down to 0.
@@ -116,9 +117,8 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
 
     options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
     words = "".join(f", {name}={value}" for name, value in options.items() if value)
-    return Recurrent(f"recurrent({cell.name}{words})", init, forward, backward, parts=(cell,),
-                     rebuild=lambda parts: recurrent(Cell(**{**vars(parts[0]), "start": cell.start}), **options),
-                     cell=cell, last=last, reverse=reverse)
+    return Layer(f"recurrent({cell.name}{words})", init, forward, OverTime(backward, cell, last, reverse), parts=(cell,),
+                 rebuild=lambda parts: recurrent(Cell(**{**vars(parts[0]), "start": cell.start}), **options))
 
 
 def one_step(x: Any) -> jax.ShapeDtypeStruct:

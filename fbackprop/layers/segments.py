@@ -30,7 +30,7 @@ from ..compose import chain, expect_parts
 from ..errors import at, expect, expect_floating
 from ..layer import Layer, Tree, join, split
 from .cells import halves_of
-from .recurrent import Recurrent, one_step
+from .recurrent import OverTime, one_step
 from .repeat import restore, scan_keeping, set_apart
 
 REMAKE = ("nothing", "gates", "carries")
@@ -39,16 +39,16 @@ REMAKE = ("nothing", "gates", "carries")
 def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") -> Layer:
     """`before`, on the last axis alone, in front of `over`, a recurrent layer without initial and truncate.
 
-    params: a tuple of two trees, as chain(before, over) has, which it becomes where `over` is rewritten into another layer.
+    params: a tuple of two trees, as chain(before, over) has. Where `over` has been given another backward it is that chain.
     State: every segment finds the same, the last says the Next.
     """
     ok = isinstance(size, int) and not isinstance(size, bool) and size >= 1
     expect(ok, "segment", "a whole number of steps, at least 1", repr(size))
     expect(remake in REMAKE, "remake", ", ".join(map(repr, REMAKE)), repr(remake))
     whole = chain(before, over)
-    if not isinstance(over, Recurrent) or over.cell is None:
+    if not isinstance(over.backward, OverTime):
         return whole
-    cell, last, reverse = over.cell, over.last, over.reverse
+    cell, last, reverse = over.backward.cell, over.backward.last, over.backward.reverse
 
     def cell_at(params: Tree, carry: Any, a: jax.Array) -> tuple[Any, Any]:
         with at(1, over), at(0, cell):
@@ -68,17 +68,14 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
 
     def begin(params: Tree, x: jax.Array) -> tuple[Any, jax.Array, int]:
         """The first state, the number of every segment, and how many steps one has."""
-        def first(x_t: jax.Array) -> tuple[Any, Any]:
+        def specs(x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
             with at(0, before):
                 a, _ = before.forward(params[0], x_t)
-            carry = cell.start(a)
-            return carry, cell_at(params, carry, a)[0][1] if last else None
+            return a, cell_at(params, cell.start(a), a)[0][1]
 
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(first, one_step(x))[1])
+        a, y = jax.eval_shape(specs, one_step(x))
         steps = next(n for n in range(min(size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
-        with at(0, before):
-            spec = jax.eval_shape(lambda x: before.forward(params[0], x)[0], one_step(x))
-        return (cell.start(spec), zeros), jnp.arange(x.shape[1] // steps), steps
+        return (cell.start(a), jnp.zeros(y.shape, y.dtype) if last else None), jnp.arange(x.shape[1] // steps), steps
 
     def forward(params: Tree, x: jax.Array) -> tuple[Any, Any]:
         expect_parts(params, whole.parts)
@@ -101,8 +98,7 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
         (first, y), order, steps = begin(params, x)
         end = 0 if reverse else x.shape[1] - 1  # the step that runs last
         kept = restore(plan, (), kept)
-        with at(1, over):
-            pull, gradients = halves_of(cell, params[1][0])
+        pull, gradients = halves_of(cell, params[1][0])
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any]:
             dcarry, sums = state
