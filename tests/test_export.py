@@ -95,7 +95,6 @@ def test_a_step_lowered_for_every_platform_does_here_what_the_jitted_one_does(na
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_lowered_step_comes_back_from_bytes(name):
-    pytest.importorskip("flatbuffers", reason="jax.export makes bytes with it")
     for platforms in (ELSEWHERE, EVERYWHERE):
         program = jax.export.deserialize(exported(name, platforms).serialize())
         assert program.platforms == platforms
