@@ -88,12 +88,13 @@ WORKS = {work.name: work for work in (
     Work("cnn", at(convnet), CLASSES, images(128, 28, 28, 1)),
     Work("resnet", at(resnet), CLASSES, images(32, 32, 32, 3)),
     Work("lstm", at(
-        partial(lstm_classifier, 256, segment=8, remake="nothing"), gates_remade={"segment": 16, "remake": "gates"},
+        partial(lstm_classifier, 256, segment=8, remake="nothing"), gates_of_8_steps_remade={"segment": 8, "remake": "gates"},
         gates_of_4_steps_remade={"segment": 4, "remake": "gates"}, remade_segments_of_8={"segment": 8, "remake": "carries"},
         remade_segments_of_4={"segment": 4, "remake": "carries"}), CLASSES, images(32, 128, 64)),
-    Work("gpt", at(partial(gpt, 1024, 512), whole_attention={"block": None}), None, tokens(1024, 4, 512)),
-    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), chunks_of_128={"chunk": 128}, chunks_of_64={"chunk": 64}), None,
-         tokens(50257, 4, 256)),
+    Work("gpt", at(partial(gpt, 1024, 512), written_out={"unroll": True}, whole_attention={"block": None}), None,
+         tokens(1024, 4, 512)),
+    Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), written_out={"unroll": True}, chunks_of_128={"chunk": 128},
+                      chunks_of_64={"chunk": 64}), None, tokens(50257, 4, 256)),
     Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
 )}
 

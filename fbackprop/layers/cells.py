@@ -43,10 +43,13 @@ class Halves:
     """A cell's backward in two, so that a scan can ask for each in its time. A cell given another backward has no halves.
 
     `pull(params, residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx) -> dparams` of all steps, stacked.
+    Where the cell's product reads the first of its carry alone, `again(params, carry, firsts, x, reverse) -> residuals` makes
+    those of all steps from that of every step and the whole carry before the first.
     """
 
     pull: Callable[[Tree, Any, Any], tuple[Any, Any]]
     gradients: Callable[[Any, Any], Tree]
+    again: Callable[[Tree, Any, Any, Any, bool], Any] | None = None
 
     def __call__(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         dcarry, dx = self.pull(params, residuals, dy)
@@ -60,6 +63,14 @@ def halves_of(cell: Cell, params: Tree) -> tuple[Callable, Callable]:
         return (lambda residuals, dy: two.pull(params, residuals, dy)), (lambda residuals, dx, _: two.gradients(residuals, dx))
     return (lambda residuals, dy: cell.backward(params, residuals, dy)[1],
             lambda residuals, _, dy: cell.backward(params, residuals, dy)[0])
+
+
+def again_of(cell: Cell) -> tuple[Callable, Callable]:
+    """`(keep, again)` of any cell: what of every step's carry to keep, and `Halves.again` of that, called `read`."""
+    if isinstance(cell.backward, Halves) and cell.backward.again is not None:
+        return (lambda carry: carry[0]), cell.backward.again
+    return (lambda carry: carry), (lambda params, _, read, x, reverse:
+                                   jax.vmap(lambda carry, x_t: cell.forward(params, (carry, x_t))[1])(read, x))
 
 
 def _expect_step(carry: Any, x: jax.Array, features: int, gates: int) -> None:
@@ -122,12 +133,15 @@ def lstm_cell(features: int) -> Cell:
     carry (h, c), each (..., H), x (..., 4 H) in the order i f g o; params {"w": (H, 4 H)}. Keeps h, c and the four gates.
     """
 
+    def gates(params: Tree, h: jax.Array, a: jax.Array) -> tuple[jax.Array, ...]:
+        i, f, g, o = jnp.split(a + _matmul(h, params["w"]), 4, -1)
+        return lax.logistic(i), lax.logistic(f), jnp.tanh(g), lax.logistic(o)
+
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
         expect_params(params, "w")
         (h, c), a = x
         _expect_step((h, c), a, features, 4)
-        i, f, g, o = jnp.split(a + _matmul(h, params["w"]), 4, -1)
-        i, f, g, o = lax.logistic(i), lax.logistic(f), jnp.tanh(g), lax.logistic(o)
+        i, f, g, o = gates(params, h, a)
         c_next = f * c + i * g
         y = o * jnp.tanh(c_next)
         return ((y, c_next), y), (h, c, i, f, g, o)
@@ -142,7 +156,12 @@ def lstm_cell(features: int) -> Cell:
             [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
         return (_matmul(da, params["w"].T), dc * f), da
 
-    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
+    def again(params: Tree, carry: Any, h: jax.Array, a: jax.Array, reverse: bool) -> Any:
+        i, f, g, o = gates(params, h, a)  # of all steps: one product. c is a sum along time, elementwise
+        _, c = lax.scan(lambda c, at_t: (at_t[0] * c + at_t[1] * at_t[2], c), carry[1], (f, i, g), reverse=reverse)
+        return h, c, i, f, g, o
+
+    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)}, again)
     return Cell(f"lstm_cell({features})", _weight(4, features), forward, backward, start=_zeros(features, 2))
 
 

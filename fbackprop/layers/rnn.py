@@ -33,7 +33,7 @@ def rnn(features: int, segment: int | None = None, remake: str | None = None, **
     """x (B, T, I) -> y (B, T, H): a dense projection of all steps at once, then `recurrent(rnn_cell(H), **options)`.
 
     segment: so many steps at a time, less memory for the same result. remake, of a segment: "gates", the default, keeps x and
-    every step's carry, "nothing" the gates too, "carries" only the carry before the segment, whose forward then runs again.
+    every step's h, "nothing" the gates too, "carries" only the carry before the segment, whose forward then runs again.
     """
     return _projected(features, rnn_cell(features), segment, remake, options)
 

@@ -6,8 +6,9 @@ Units     size in time steps
 Forward   carry, y_t = over's cell(carry, before(x_t)), step after step
 Backward  the same in reverse, a segment at a time: over its steps the cotangents of carry and of before's y, then for all
           of them together those of x and of the weights, which are added up
-Keeps     x and, with remake="nothing", what the cell keeps, T times; with "gates" the carry of every step: no step waits for
-          another then, so what the cell keeps is made again by one large product; with "carries" the carry before every segment
+Keeps     x and, with remake="nothing", what the cell keeps, T times; with "gates" of every step's carry what the cell's product
+          reads: no step waits for another's then, so what the cell keeps is made again by one large product; with "carries"
+          nothing of a step. With both the carry before every segment
 At kinks  those of the layers
 Raises    ValueError: what the layers raise, a remake that is none of the three
 Source    Gruslys et al. 2016, Memory-Efficient Backpropagation Through Time, section 3.1; derivation in
@@ -29,7 +30,7 @@ from ..adjustable import Adjustable, halves
 from ..compose import chain, expect_parts
 from ..errors import at, expect, expect_floating
 from ..layer import Layer, Tree, join, split
-from .cells import halves_of
+from .cells import again_of, halves_of
 from .recurrent import OverTime, one_step
 from .repeat import restore, scan_keeping, set_apart
 
@@ -49,19 +50,20 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
     if not isinstance(over.backward, OverTime):
         return whole
     cell, last, reverse = over.backward.cell, over.backward.last, over.backward.reverse
+    keep, again = again_of(cell)
 
     def cell_at(params: Tree, carry: Any, a: jax.Array) -> tuple[Any, Any]:
         with at(1, over), at(0, cell):
             return cell.forward(params[1][0], (carry, a))
 
-    def walk(params: Tree, state: Any, x: jax.Array, times: jax.Array, keep: str) -> tuple[Any, Any, Any]:
+    def walk(params: Tree, state: Any, x: jax.Array, times: jax.Array, remake: str) -> tuple[Any, Any, Any]:
         """From the state (carry, y or None) over these steps of x (B, T, F): `(state, ys or None, (kept, plan))`."""
         def step(state: Any, t: jax.Array) -> tuple[Any, Any, Any]:
             carry, _ = state
             with at(0, before):
                 a, _ = before.forward(params[0], _take(x, t, 1))
             (following, y), residuals = cell_at(params, carry, a)
-            kept = set_apart(residuals, a) if keep == "nothing" else carry if keep == "gates" else ()
+            kept = set_apart(residuals, a) if remake == "nothing" else keep(carry) if remake == "gates" else ()
             return (following, y if last else None), None if last else y, kept
 
         return scan_keeping(step, state, times, reverse)
@@ -84,13 +86,13 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
         state, order, steps = begin(params, x)
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any, Any]:
-            following, ys, _ = walk(params, state, x, turn * steps + jnp.arange(steps), remake)
-            return following, ys, state[0]
+            following, ys, kept = walk(params, state, x, turn * steps + jnp.arange(steps), remake)
+            return following, ys, (kept, state[0])
 
-        if remake == "carries":
-            (_, y), ys, kept = scan_keeping(segment, state, order, reverse)
-        else:
+        if remake == "nothing":
             (_, y), ys, kept = walk(params, state, x, jnp.arange(x.shape[1]), remake)
+        else:
+            (_, y), ys, kept = scan_keeping(segment, state, order, reverse)
         return y if last else jnp.moveaxis(ys.reshape(x.shape[1], *ys.shape[-2:]), 0, 1), (x, kept)
 
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
@@ -109,14 +111,13 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
             a = jnp.moveaxis(a, 1, 0)
             if remake == "nothing":
                 leaves, inner = kept
-            elif remake == "gates":
-                carries = jax.tree.map(lambda c: lax.dynamic_slice_in_dim(c, begins, steps), kept)
-                _, made = jax.vmap(lambda carry, a: cell_at(params, carry, a))(carries, a)
-                leaves, inner = set_apart(made, a)
             else:
-                carry = jax.tree.map(lambda c: _take(c, turn), kept)
-                _, _, (made, outer) = walk(params, (carry, y), x_here, jnp.arange(steps), "nothing")
-                leaves, inner = restore(outer, (), made)
+                (read, outer), carry = jax.tree.map(lambda c: _take(c, turn), kept)
+                if remake == "gates":
+                    leaves, inner = set_apart(again(params[1][0], carry, restore(outer, (), read), a, reverse), a)
+                else:
+                    _, _, (made, outer) = walk(params, (carry, y), x_here, jnp.arange(steps), "nothing")
+                    leaves, inner = restore(outer, (), made)
             start = begins if remake == "nothing" else jnp.zeros_like(begins)  # kept of all steps: a slice would be a copy
 
             def step(dcarry: Any, s: jax.Array) -> tuple[Any, Any]:
