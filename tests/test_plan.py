@@ -114,6 +114,18 @@ def test_what_costs_nothing_comes_before_checkpoints():
     assert not found.schedules
 
 
+def test_in_a_scan_the_last_step_may_be_the_one_made_again():
+    """There all that it keeps is stacked until the scan is over; in a chain it would have to be there again at once."""
+    few = skip(chain(tanh(), dense(64)))
+    much = skip(chain(dense(8), tanh(), dense(512), tanh(), dense(64)))
+    net = repeat(chain(few, much), 8)
+    budget = 0.5 * needs(net)
+    found = planned(net, mse(), BATCH, budget)
+    assert found.temp_bytes <= budget
+    assert found.schedules
+    assert all(path.startswith("0/1") or schedule == (1, (1,)) for path, schedule in found.schedules.items())
+
+
 def test_wrong_settings_are_named():
     net = chain(dense(6), attention(2))
     assert with_settings(net, {"1": {"block": 2}}).parts[1].name == "attention(2, block=2)"

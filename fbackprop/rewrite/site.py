@@ -69,7 +69,10 @@ class Site:
         return found
 
     def schedules(self) -> set[Schedule]:
-        """For every size a run may have, runs as long as that allows; the last keeps all, for its backward comes at once."""
+        """For every size a run may have, runs as long as that allows; the last keeps all, for its backward comes at once.
+
+        In a scan around it no run's does, so there any one of them may be made again.
+        """
         n = len(self.own)
         if self.alike:  # a scan wants equal runs
             return {every(k, n) for k in range(1, n + 1) if n % k == 0}
@@ -81,6 +84,8 @@ class Site:
                 cuts.append(max((b for b in range(a + 1, n + 1) if self.run(a, b) <= most), default=a + 1))
             sizes = [b - a for a, b in pairwise(cuts)]
             found.add((*((size,) for size in sizes[:-1]), sizes[-1]))
+            if self.times > 1:
+                found |= {(*sizes[:i], (size,), *sizes[i + 1:]) for i, size in enumerate(sizes)}
         return found
 
 
