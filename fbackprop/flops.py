@@ -31,23 +31,37 @@ def count_flops(fn: Callable, *args: Any) -> int:
 
 def flops_of(jaxpr: Any) -> int:
     """Of a jaxpr."""
+    return _total(jaxpr, _flops)
+
+
+def traffic_of(jaxpr: Any) -> int:
+    """Bytes that the products of a jaxpr read and write: what small ones pay for, each reading the weights again."""
+    return _total(jaxpr, _traffic)
+
+
+def _total(jaxpr: Any, of: Callable[[Any], int]) -> int:
     jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return sum(map(_of_equation, jaxpr.eqns))
+    return sum(_of_equation(eqn, of) for eqn in jaxpr.eqns)
 
 
-def _of_equation(eqn: Any) -> int:
+def _of_equation(eqn: Any, of: Callable[[Any], int]) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name == "cond":
-        costs = [flops_of(branch.jaxpr) for branch in params["branches"]]
+        costs = [_total(branch.jaxpr, of) for branch in params["branches"]]
         platforms = params.get("branches_platforms")  # of a platform_dependent: the first that fits runs, None fits all
         here = platforms and [cost for cost, names in zip(costs, platforms) if names is None or jax.default_backend() in names]
         return here[0] if here else max(costs)
     if name == "while":
-        return flops_of(params["body_jaxpr"].jaxpr)
+        return _total(params["body_jaxpr"].jaxpr, of)
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in params:
             body = params[key]
-            return params.get("length", 1) * flops_of(getattr(body, "jaxpr", body))
+            return params.get("length", 1) * _total(getattr(body, "jaxpr", body), of)
+    return of(eqn)
+
+
+def _flops(eqn: Any) -> int:
+    name, params = eqn.primitive.name, eqn.params
     made, taken = eqn.outvars[0].aval, (eqn.invars or eqn.outvars)[0].aval
     if name == "dot_general":
         ((contracted, _), _) = params["dimension_numbers"]
@@ -59,3 +73,9 @@ def _of_equation(eqn: Any) -> int:
     if name in MOVES or not jnp.issubdtype(made.dtype, jnp.floating):
         return 0
     return prod(taken.shape if name.startswith(REDUCTIONS) else made.shape)
+
+
+def _traffic(eqn: Any) -> int:
+    if eqn.primitive.name not in ("dot_general", "conv_general_dilated"):
+        return 0
+    return sum(var.aval.size * var.aval.dtype.itemsize for var in (*eqn.invars, *eqn.outvars))

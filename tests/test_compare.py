@@ -33,7 +33,7 @@ from fbackprop import (
 from fbackprop.bench import arm, benchmark, measure
 from fbackprop.cli import main
 from fbackprop.explain.compare import calls, compare
-from fbackprop.flops import count_flops
+from fbackprop.flops import count_flops, traffic_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)
@@ -68,6 +68,13 @@ def test_flops_by_formula(fn, shapes, flops):
     if jax.default_backend() != "cpu" and "platform" in str(fn):
         pytest.skip("counts the branch of a CPU")
     assert count_flops(fn, *(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)) == flops
+
+
+def test_every_product_reads_its_weights_again():
+    x, w = jnp.ones((8, 5)), jnp.ones((5, 7))
+    rows = jax.make_jaxpr(lambda x, w: jax.lax.scan(lambda _, row: (None, row @ w), None, x))
+    assert traffic_of(jax.make_jaxpr(jnp.matmul)(x, w).jaxpr) == 4 * (8 * 5 + 5 * 7 + 8 * 7)
+    assert traffic_of(rows(x[:, None], w).jaxpr) == 4 * (8 * 5 + 8 * 5 * 7 + 8 * 7)
 
 
 def test_a_convolution_counts_two_for_each_weight_it_meets():

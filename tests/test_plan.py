@@ -107,11 +107,14 @@ def test_tiles_are_chosen(work, path, setting):
     assert relative(got, want) < 1e-5  # of every leaf's largest entry: sums over a thousand rows
 
 
-def test_what_costs_nothing_comes_before_checkpoints():
+@pytest.mark.parametrize(("share", "again"), [(0.7, False), (0.6, True)])
+def test_tiles_are_halved_while_that_costs_less_than_a_layer_made_again(share, again):
+    """Of chunks of 256, 128, 64 tokens and 128 with a hidden layer made again the times were 6.7, 7.2, 8.0 and 7.4 ms."""
     net, loss, batch = WORDS
-    found = planned(net, loss, batch, 0.6 * temp_bytes(net, loss, jax.eval_shape(net.init, jax.random.key(0), batch), batch))
-    assert found.settings
-    assert not found.schedules
+    params = jax.eval_shape(net.init, jax.random.key(0), batch)
+    found = planned(net, loss, batch, share * temp_bytes(net, loss, params, batch))
+    assert found.settings == {"1": {"chunk": 128}}
+    assert bool(found.schedules) == again
 
 
 def test_in_a_scan_the_last_step_may_be_the_one_made_again():

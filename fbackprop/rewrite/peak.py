@@ -212,7 +212,7 @@ def _replaced(equation: Equation, number: int) -> Iterable[Value]:
         return [root for value in equation.inputs for root in value.aligned] if carry else ()
     value = equation.outputs[number]
     product = value.slim and any(reader.name == "dot_general" for reader in value.readers)
-    in_place = equation.name in UPDATES or (equation.fusible and equation.name not in {*MOVED, "select_n"} and not product)
+    in_place = equation.name in UPDATES or (equation.fusible and equation.name not in MOVED and not product)
     return [root for value in equation.inputs for root in value.aligned] if in_place else ()
 
 

@@ -1,9 +1,9 @@
 """plan: a net with its checkpoints placed and its tiles chosen so that loss and gradients fit in so many bytes, at little cost.
 
-What a plan would need is foretold from its jaxpr (`peak`), what it would cost are the FLOPs of its forwards run again. The
-cheapest that should fit is compiled, not run: XLA says exactly what it will need, and what was foretold wrong corrects what is
-foretold next. The budget is XLA's temporary memory of the jitted value_and_grad: neither params and gradients nor the batch are
-in it.
+What a plan would need is foretold from its jaxpr (`peak`), what it would cost are the FLOPs of its forwards run again and the
+bytes that products of smaller tiles read again. The cheapest that should fit is compiled, not run: XLA says exactly what it
+will need, and what was foretold wrong corrects what is foretold next. The budget is XLA's temporary memory of the jitted
+value_and_grad: neither params and gradients nor the batch are in it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import jax
 from ..adjustable import Adjustable, Setting, with_settings
 from ..compose import map_layers_with_path, value_and_grad
 from ..errors import expect
-from ..flops import flops_of
+from ..flops import flops_of, traffic_of
 from ..layer import Layer, Tree
 from .peak import peak_of
 from .schedule import Schedule, with_schedules
 from .site import Site, sites_of
 
 TRIES = 6  # plans compiled, the net as it stands included
+BALANCE = 20  # FLOPs in the time of a byte that a product reads or writes: 0.3 TFLOP and 15 GB a second on two cores
 # the buffers are the same, in a third of the time
 QUICK: dict[str, dict[str, str | bool]] = {"cpu": {"xla_backend_optimization_level": "0"}}
 
@@ -33,15 +34,22 @@ QUICK: dict[str, dict[str, str | bool]] = {"cpu": {"xla_backend_optimization_lev
 class Plan:
     """A net on the params of the one it is made of. schedules and settings: by the path of the layer that has them.
 
-    predicted_bytes: from the jaxpr and the plan compiled before, temp_bytes: XLA's. again_flops: of the forwards run again.
+    predicted_bytes: from the jaxpr and the plan compiled before, temp_bytes: XLA's. again_flops: of the forwards run again;
+    again_bytes: that products read and write beside.
     """
 
     net: Layer
     temp_bytes: int
     predicted_bytes: int
     again_flops: int = 0
+    again_bytes: int = 0
     schedules: dict[str, Schedule] = field(default_factory=dict)
     settings: dict[str, Setting] = field(default_factory=dict)
+
+    @property
+    def cost(self) -> int:
+        """In FLOPs."""
+        return self.again_flops + BALANCE * self.again_bytes
 
 
 def plan(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> Layer:
@@ -63,7 +71,7 @@ def planned(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> 
     return _mildest(found, budget_bytes)
 
 
-def plans(net: Layer, loss: Layer | None, batch: Any, shares: tuple[float, ...] = (3 / 4, 1 / 2)) -> list[Plan]:
+def plans(net: Layer, loss: Layer | None, batch: Any, shares: tuple[float, ...] = (3 / 4, 2 / 3, 1 / 2)) -> list[Plan]:
     """The plan for each of these shares of what the net needs as it stands, where there is one, and the one that needs least.
 
     Each once; none where nothing needs less than the net as it stands.
@@ -78,8 +86,8 @@ def plans(net: Layer, loss: Layer | None, batch: Any, shares: tuple[float, ...] 
 
 
 def _mildest(found: list[Plan], budget: float) -> Plan:
-    """Of those that fit, the one that makes least again."""
-    return min((p for p in found if p.temp_bytes <= budget), key=lambda p: (p.again_flops, -p.temp_bytes))
+    """Of those that fit, the cheapest."""
+    return min((p for p in found if p.temp_bytes <= budget), key=lambda p: (p.cost, -p.temp_bytes))
 
 
 def with_plan(net: Layer, found: Plan) -> Layer:
@@ -105,23 +113,24 @@ class _Search:
         self.net, self.loss, self.batch = net, loss, batch
         self.x = batch if loss is None else batch[0]
         self.params = jax.eval_shape(lambda key: net.init(key, self.x), jax.random.key(0))
-        self.known: dict[str, tuple[int, int]] = {}
+        self.known: dict[str, tuple[int, int, int]] = {}
         self.found: dict[str, list[Site]] = {}
         self.measured: dict[str, Plan] = {}
         self.off: dict[bool, float] = {}
         self.base = Plan(net, 0, 0)
 
     def of(self, schedules: Mapping[str, Schedule], settings: Mapping[str, Setting]) -> Plan:
-        drawn = Plan(self.net, 0, 0, 0, dict(schedules), dict(settings))
+        drawn = Plan(self.net, 0, 0, 0, 0, dict(schedules), dict(settings))
         drawn = replace(drawn, net=with_plan(self.net, drawn))
-        return replace(drawn, again_flops=max(0, self.counted(drawn)[1] - self.counted(self.base)[1]))
+        flops, traffic = (max(0, a - b) for a, b in zip(self.counted(drawn)[1:], self.counted(self.base)[1:]))
+        return replace(drawn, again_flops=flops, again_bytes=traffic)
 
-    def counted(self, drawn: Plan) -> tuple[int, int]:
-        """Bytes at the peak, and FLOPs."""
+    def counted(self, drawn: Plan) -> tuple[int, int, int]:
+        """Bytes at the peak, FLOPs, and bytes that products read and write."""
         key = _key(drawn)
         if key not in self.known:
             jaxpr = jax.make_jaxpr(value_and_grad(drawn.net, self.loss))(self.params, self.batch).jaxpr
-            self.known[key] = max(1, peak_of(jaxpr)), flops_of(jaxpr)
+            self.known[key] = max(1, peak_of(jaxpr)), flops_of(jaxpr), traffic_of(jaxpr)
         return self.known[key]
 
     def foretold(self, drawn: Plan) -> int:
@@ -149,17 +158,22 @@ class _Search:
         return found
 
     def cheapest(self, budget: float) -> Plan:
-        """The plan with the fewest FLOPs made again of those found that should fit; where none should, the thriftiest."""
-        now = self.thriftiest()
-        schedules: dict[str, Schedule] = {}
+        """The cheapest found that should fit; where none should, the thriftiest."""
+        thriftiest = now = self.thriftiest()
         while self.foretold(now) > budget:
-            drawn = [self.of({**schedules, path: schedule}, now.settings) for path, schedule in self.sites(now)]
+            drawn = [self.of({**now.schedules, path: schedule}, now.settings) for path, schedule in self.sites(now)]
             fits = [p for p in drawn if self.foretold(p) <= budget]
-            best = min(fits, key=lambda p: p.again_flops) if fits else min(drawn, key=self.foretold, default=now)
+            best = min(fits, key=lambda p: p.cost) if fits else min(drawn, key=self.foretold, default=now)
             if self.foretold(best) >= self.foretold(now):
                 break
-            now, schedules = best, best.schedules
-        return self.relaxed(now, max(budget, self.foretold(now)))
+            now = best
+        budget = max(budget, self.foretold(now))
+        best = self.relaxed(now, budget)
+        for path, schedule in self.sites(best) if best.settings else ():  # what one more saves, larger tiles may need
+            if self.of({path: schedule}, {}).cost < best.cost:
+                other = self.milder(self.of({**now.schedules, path: schedule}, thriftiest.settings), budget)
+                best = other if self.foretold(other) <= budget and other.cost < best.cost else best
+        return best
 
     def thriftiest(self) -> Plan:
         """Every layer at the setting that needs least, the others being what they are."""
@@ -171,14 +185,18 @@ class _Search:
         return now
 
     def relaxed(self, now: Plan, budget: float) -> Plan:
-        """Of every choice the mildest that still fits: none, or the first of those offered."""
+        """Without the schedules that it need not have, then with the mildest settings, within the budget."""
         for path in now.schedules:
             rest = self.of({other: s for other, s in now.schedules.items() if other != path}, now.settings)
             now = rest if self.foretold(rest) <= budget else now
+        return self.milder(now, budget)
+
+    def milder(self, now: Plan, budget: float) -> Plan:
+        """Of every layer's settings the mildest that fits: none, or the first of those offered."""
         for path, offered in self.choices().items():
             others = {other: setting for other, setting in now.settings.items() if other != path}
-            milder = (self.of(now.schedules, s) for s in (others, *({**others, path: setting} for setting in offered)))
-            now = next((p for p in milder if self.foretold(p) <= budget), now)
+            drawn = (self.of(now.schedules, s) for s in (others, *({**others, path: setting} for setting in offered)))
+            now = next((p for p in drawn if self.foretold(p) <= budget), now)
         return now
 
     def choices(self) -> dict[str, list[Setting]]:
