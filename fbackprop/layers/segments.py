@@ -20,6 +20,7 @@ cotangents of a segment in the backward.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -49,89 +50,73 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
     whole = chain(before, over)
     if not isinstance(over.backward, OverTime):
         return whole
-    cell, last, reverse = over.backward.cell, over.backward.last, over.backward.reverse
-    keep, again = again_of(cell)
+    rule = _Segments(before, over, over.backward, size, remake)
+    name = f"in_segments({before.name}, {over.name}, {size}{f', remake={remake!r}' * (remake != 'gates')})"
+    return Adjustable(name, whole.init, rule.forward, rule.backward, parts=whole.parts,
+                      rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
+                      adjusted=lambda segment, remake=remake: in_segments(before, over, segment, remake),
+                      settings=lambda x: segments(min(size, x.shape[1]), remake))
 
-    def cell_at(params: Tree, carry: Any, a: jax.Array) -> tuple[Any, Any]:
-        with at(1, over), at(0, cell):
-            return cell.forward(params[1][0], (carry, a))
 
-    def walk(params: Tree, state: Any, x: jax.Array, times: jax.Array, remake: str) -> tuple[Any, Any, Any]:
-        """From the state (carry, y or None) over these steps of x (B, T, F): `(state, ys or None, (kept, plan))`."""
-        def step(state: Any, t: jax.Array) -> tuple[Any, Any, Any]:
-            carry, _ = state
-            with at(0, before):
-                a, _ = before.forward(params[0], _take(x, t, 1))
-            (following, y), residuals = cell_at(params, carry, a)
-            kept = set_apart(residuals, a) if remake == "nothing" else keep(carry) if remake == "gates" else ()
-            return (following, y if last else None), None if last else y, kept
+@dataclass(frozen=True)
+class _Segments:
+    """in_segments' rule. params: of `before`, then a tuple of the cell's alone."""
 
-        return scan_keeping(step, state, times, reverse)
+    before: Layer
+    over: Layer
+    way: OverTime
+    size: int
+    remake: str
 
-    def begin(params: Tree, x: jax.Array) -> tuple[Any, jax.Array, int]:
-        """The first state, the number of every segment, and how many steps one has."""
-        def specs(x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
-            with at(0, before):
-                a, _ = before.forward(params[0], x_t)
-            return a, cell_at(params, cell.start(a), a)[0][1]
-
-        a, y = jax.eval_shape(specs, one_step(x))
-        steps = next(n for n in range(min(size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
-        return (cell.start(a), jnp.zeros(y.shape, y.dtype) if last else None), jnp.arange(x.shape[1] // steps), steps
-
-    def forward(params: Tree, x: jax.Array) -> tuple[Any, Any]:
-        expect_parts(params, whole.parts)
+    def forward(self, params: Tree, x: jax.Array) -> tuple[Any, Any]:
+        expect_parts(params, (self.before, self.over))
         expect_floating(x=x)
         expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
-        state, order, steps = begin(params, x)
+        state, order, steps = self.begin(params, x)
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any, Any]:
-            following, ys, kept = walk(params, state, x, turn * steps + jnp.arange(steps), remake)
+            following, ys, kept = self.walk(params, state, x, turn * steps + jnp.arange(steps), self.remake)
             return following, ys, (kept, state[0])
 
-        if remake == "nothing":
-            (_, y), ys, kept = walk(params, state, x, jnp.arange(x.shape[1]), remake)
+        if self.remake == "nothing":
+            (_, y), ys, kept = self.walk(params, state, x, jnp.arange(x.shape[1]), self.remake)
         else:
-            (_, y), ys, kept = scan_keeping(segment, state, order, reverse)
-        return y if last else jnp.moveaxis(ys.reshape(x.shape[1], *ys.shape[-2:]), 0, 1), (x, kept)
+            (_, y), ys, kept = scan_keeping(segment, state, order, self.way.reverse)
+        return y if self.way.last else jnp.moveaxis(ys.reshape(x.shape[1], *ys.shape[-2:]), 0, 1), (x, kept)
 
-    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+    def backward(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         x, (kept, plan) = residuals
-        (first, y), order, steps = begin(params, x)
+        (first, y), order, steps = self.begin(params, x)
+        last, reverse = self.way.last, self.way.reverse
         end = 0 if reverse else x.shape[1] - 1  # the step that runs last
         kept = restore(plan, (), kept)
-        pull, gradients = halves_of(cell, params[1][0])
+        pull, gradients = halves_of(self.way.cell, params[1][0])
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any]:
             dcarry, sums = state
             begins = turn * steps
             x_here = lax.dynamic_slice_in_dim(x, begins, steps, 1)
-            with at(0, before):
-                a, kept_before = before.forward(params[0], x_here)  # B S G; dropped where nobody reads it
+            with at(0, self.before):
+                a, kept_before = self.before.forward(params[0], x_here)  # B S G; dropped where nobody reads it
             a = jnp.moveaxis(a, 1, 0)
-            if remake == "nothing":
+            if self.remake == "nothing":
                 leaves, inner = kept
             else:
-                (read, outer), carry = jax.tree.map(lambda c: _take(c, turn), kept)
-                if remake == "gates":
-                    leaves, inner = set_apart(again(params[1][0], carry, restore(outer, (), read), a, reverse), a)
-                else:
-                    _, _, (made, outer) = walk(params, (carry, y), x_here, jnp.arange(steps), "nothing")
-                    leaves, inner = restore(outer, (), made)
-            start = begins if remake == "nothing" else jnp.zeros_like(begins)  # kept of all steps: a slice would be a copy
+                leaves, inner = self.again(params, jax.tree.map(lambda c: _take(c, turn), kept), x_here, a, y)
+            start = begins if self.remake == "nothing" else jnp.zeros_like(begins)  # kept of all steps: a slice would be a copy
 
             def step(dcarry: Any, s: jax.Array) -> tuple[Any, Any]:
                 dy_t = jnp.where(begins + s == end, dy, jnp.zeros_like(dy)) if last else _take(dy, begins + s, 1)
-                with at(1, over), at(0, cell):
+                with at(1, self.over), at(0, self.way.cell):
                     dbefore, da = pull(restore(inner, _take(a, s), [_take(leaf, start + s) for leaf in leaves]), (dcarry, dy_t))
                 return dbefore, (da, (dcarry, dy_t))
 
             dcarry, (da, dstates) = lax.scan(step, dcarry, jnp.arange(steps), reverse=not reverse)
             here = [lax.dynamic_slice_in_dim(leaf, start, steps) for leaf in leaves]
-            with at(1, over), at(0, cell):
+            with at(1, self.over), at(0, self.way.cell):
                 dcell = gradients(restore(inner, a, here), da, dstates)  # all steps at once
-            with at(0, before):
-                dbefore, dx = before.backward(params[0], kept_before, jnp.moveaxis(da, 0, 1))
+            with at(0, self.before):
+                dbefore, dx = self.before.backward(params[0], kept_before, jnp.moveaxis(da, 0, 1))
             found, successors = split((dbefore, (dcell,)))
             return (dcarry, jax.tree.map(jnp.add, sums, found)), (dx, successors)
 
@@ -140,11 +125,46 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
         successors = jax.tree.map(lambda n: n[0 if reverse else -1], successors)
         return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
 
-    name = f"in_segments({before.name}, {over.name}, {size}{f', remake={remake!r}' * (remake != 'gates')})"
-    return Adjustable(name, whole.init, forward, backward, parts=whole.parts,
-                      rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
-                      adjusted=lambda segment, remake=remake: in_segments(before, over, segment, remake),
-                      settings=lambda x: segments(min(size, x.shape[1]), remake))
+    def begin(self, params: Tree, x: jax.Array) -> tuple[Any, jax.Array, int]:
+        """The first state, the number of every segment, and how many steps one has."""
+        def specs(x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
+            with at(0, self.before):
+                a, _ = self.before.forward(params[0], x_t)
+            return a, self.cell_at(params, cell.start(a), a)[0][1]
+
+        cell = self.way.cell
+        a, y = jax.eval_shape(specs, one_step(x))
+        steps = next(n for n in range(min(self.size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
+        state = cell.start(a), jnp.zeros(y.shape, y.dtype) if self.way.last else None
+        return state, jnp.arange(x.shape[1] // steps), steps
+
+    def walk(self, params: Tree, state: Any, x: jax.Array, times: jax.Array, remake: str) -> tuple[Any, Any, Any]:
+        """From the state (carry, y or None) over these steps of x (B, T, F): `(state, ys or None, (kept, plan))`."""
+        keep, _ = again_of(self.way.cell)
+        last = self.way.last
+
+        def step(state: Any, t: jax.Array) -> tuple[Any, Any, Any]:
+            carry, _ = state
+            with at(0, self.before):
+                a, _ = self.before.forward(params[0], _take(x, t, 1))
+            (following, y), residuals = self.cell_at(params, carry, a)
+            kept = set_apart(residuals, a) if remake == "nothing" else keep(carry) if remake == "gates" else ()
+            return (following, y if last else None), None if last else y, kept
+
+        return scan_keeping(step, state, times, self.way.reverse)
+
+    def again(self, params: Tree, kept: Any, x: jax.Array, a: jax.Array, y: Any) -> tuple[Any, Any]:
+        """What the cell keeps in a segment, set apart, from what is `kept` of it, x (B, S, F) and a (S, B, G)."""
+        (read, plan), carry = kept
+        if self.remake == "carries":
+            _, _, (made, plan) = self.walk(params, (carry, y), x, jnp.arange(x.shape[1]), "nothing")
+            return restore(plan, (), made)
+        _, again = again_of(self.way.cell)
+        return set_apart(again(params[1][0], carry, restore(plan, (), read), a, self.way.reverse), a)
+
+    def cell_at(self, params: Tree, carry: Any, a: jax.Array) -> tuple[Any, Any]:
+        with at(1, self.over), at(0, self.way.cell):
+            return self.way.cell.forward(params[1][0], (carry, a))
 
 
 def _take(a: jax.Array, i: jax.Array, axis: int = 0) -> jax.Array:
