@@ -67,7 +67,7 @@ def planned(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> 
     found = _Search(net, loss, jax.eval_shape(lambda: batch)).tried(budget_bytes)
     least = min(p.temp_bytes for p in found)
     expect(least <= budget_bytes, "budget", f"at least {least / 1e6:.2f} MB, the least found for this net and batch",
-           f"{budget_bytes / 1e6:.2f} MB", "A smaller batch needs less; accumulate() makes one step of several")
+           f"{budget_bytes / 1e6:.3g} MB", "A smaller batch needs less; accumulate() makes one step of several")
     return _mildest(found, budget_bytes)
 
 
