@@ -33,6 +33,7 @@ from jax import lax
 from ..dtypes import wide
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Static, Tree
+from .rewire import after
 from .windows import Windows, added, checked_padding, name, per_axis, windows
 
 
@@ -102,7 +103,8 @@ def _pool(kind: str, window: Any, stride: Any, padding: Any, reduce: Callable, s
         return y.reshape(*x.shape[: -axes - 1], *y.shape[1:]), (kept, Static(x.shape))
 
     def backward(params: Tree, residuals: tuple[Any, Static], dy: jax.Array) -> tuple[Tree, jax.Array]:
-        kept, shape = residuals[0], residuals[1].value
+        shape = residuals[1].value
+        kept, dy = after(residuals[0], dy)  # or XLA finds the winners again, and keeps x for it
         return (), spread(rows(dy), kept, placed(shape)).astype(dy.dtype).reshape(shape)
 
     called = name(kind, window, stride=(stride, None), padding=(padding, "VALID"), **options)
@@ -139,7 +141,8 @@ def _global(kind: str, reduce: Callable, spread: Callable) -> Layer:
         return y, (kept, Static(x.shape))
 
     def backward(params: Tree, residuals: tuple[Any, Static], dy: jax.Array) -> tuple[Tree, jax.Array]:
-        kept, shape = residuals[0], residuals[1].value
+        shape = residuals[1].value
+        kept, dy = after(residuals[0], dy)  # or XLA finds the winners again, and keeps x for it
         return (), spread(dy, kept, prod(shape[1:-1])).reshape(shape)
 
     return Layer(f"{kind}()", _no_params, forward, backward)
