@@ -2,13 +2,14 @@
 
 Cheap elementwise values are fused into who reads them and have no buffer. A value takes the place of an operand of its size
 that ends there. What XLA sees is equal is made once. The zeros that a scan stacks or adds up into depend on nothing and are
-made first. A result has a buffer of its own, in whose room others may be before. Neither arguments nor results are counted.
+made first; its body runs in the `order` of XLA's scheduler. A result has a buffer of its own, in whose room others may be
+before. Neither arguments nor results are counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
 from operator import add
@@ -18,53 +19,9 @@ import jax
 from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
-from ..flops import MOVES
 from ..layers.rewire import BARRIERS_FALL
-
-RENAMED = {"reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "device_put"}
-UPDATES = {"dynamic_update_slice", "scatter", "scatter-add"}
-MOVED = {  # places change
-    "transpose", "concatenate", "gather", "rev", "pad", "slice", "split", "dynamic_slice", "broadcast_in_dim"}
-CHEAP = {
-    "add", "add_any", "sub", "mul", "neg", "max", "min", "sign", "abs", "and", "or", "not", "xor", "eq", "ne", "lt", "le", "gt",
-    "ge", "select_n", "clamp", "is_finite", "square", "integer_pow", "floor", "round"}
-DEAR = {"exp", "exp2", "log", "tanh", "logistic", "div", "sqrt", "rsqrt", "erf", "pow", "log1p", "expm1", "sin", "cos", "rem"}
-FUSED = (CHEAP | MOVES) - UPDATES - {"concatenate"}  # nothing is fused into the parts of a concatenation
-REDUCTIONS = ("reduce_", "argmax", "argmin")
-MANY = 3  # readers of a cheap value for which XLA makes it a buffer, and still fuses it into some
-
-
-@dataclass(eq=False, repr=False)
-class Value:
-    """A traced value. roots: the buffers it is read from, itself unless it is fused; aligned: those read place by place.
-
-    slim: it has an axis of 1, which a product wants away: what is made for one is then made in no operand's place.
-    """
-
-    size: int
-    slim: bool = False
-    readers: list[Equation] = field(default_factory=list)
-    maker: Equation | None = None
-    roots: dict[Value, None] = field(default_factory=dict)  # dicts as sets that have an order
-    aligned: dict[Value, None] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.roots = self.aligned = {self: None}
-
-
-@dataclass(eq=False, repr=False)
-class Equation:
-    name: str
-    inputs: list[Value]  # without the literals
-    outputs: list[Value]
-    params: Any
-
-    @property
-    def fusible(self) -> bool:
-        return self.name in FUSED or self.name in DEAR or self.name.startswith(REDUCTIONS)
-
-    def reads(self) -> dict[Value, None]:
-        return {root: None for value in self.inputs for root in value.roots}
+from .order import listed
+from .traced import CHEAP, MANY, MOVED, UPDATES, Equation, Value, can_fuse
 
 
 @dataclass(eq=False)
@@ -84,7 +41,8 @@ def peak_of(jaxpr: Any) -> int:
 class _Program:
     """A jaxpr with every call written out, or a loop's body, whose arguments are constants, then carries, then slices."""
 
-    def __init__(self, jaxpr: Any, constants: int = 0, carried: int | None = None) -> None:
+    def __init__(self, jaxpr: Any, constants: int = 0, carried: int | None = None, length: int = 1) -> None:
+        self.length = length
         self.equations: list[Equation] = []
         self.known: dict[Any, list[Value]] = {}
         given = [Value(_size(var)) for var in jaxpr.invars]
@@ -109,7 +67,11 @@ class _Program:
     def made(self, eqn: Any, inputs: list[Value | None]) -> list[Value | None]:
         name = eqn.primitive.name
         if name == "optimization_barrier":  # no more than a name where barriers fall
-            return inputs if BARRIERS_FALL else [v and self.added("copy", [v], [v.size], {})[0] for v in inputs]
+            held = [value for value in inputs if value]
+            if BARRIERS_FALL or not held:
+                return inputs
+            outputs = iter(self.added(name, held, [value.size for value in held], {}))
+            return [value and next(outputs) for value in inputs]
         found, sizes = [value for value in inputs if value], [_size(var) for var in eqn.outvars]
         if name in ("scan", "while") or not found:
             return [*self.added(name, found, sizes, eqn.params)]
@@ -122,7 +84,7 @@ class _Program:
         return [*self.known[key]]
 
     def added(self, name: str, inputs: list[Value], sizes: list[int], params: Any) -> list[Value]:
-        equation = Equation(name, inputs, [Value(size) for size in sizes], params)
+        equation = Equation(name, inputs, [Value(size) for size in sizes], params, _inside(name, params))
         for value in equation.outputs:
             value.maker = equation
         for value in dict.fromkeys(inputs):
@@ -135,7 +97,7 @@ class _Program:
         results, left = set(self.results), []
         wanted: set[Equation] = set()
         for equation in self.equations:
-            if not results & {*equation.outputs} and all(_can_fuse(equation, value, wanted) for value in equation.outputs):
+            if not results & {*equation.outputs} and all(can_fuse(equation, value, wanted) for value in equation.outputs):
                 wanted.add(equation)
         for equation in self.equations:
             value, roots = equation.outputs[0], equation.reads()
@@ -146,13 +108,21 @@ class _Program:
             if equation not in wanted or (shared and several):
                 left.append(equation)
                 continue
-            stored = shared and len(value.readers) >= MANY
+            stored = shared and len(value.readers) >= MANY and not _is_of_a_number(equation)
             moved = equation.name in MOVED
             for value in equation.outputs:
                 value.roots = {**roots, **({value: None} if stored else {})}
                 value.aligned = {} if moved else {root: None for operand in equation.inputs for root in operand.aligned}
             left += [equation] * stored
-        self.equations = left
+        self.equations = self.in_turn(left) if self.in_loop else left
+
+    def in_turn(self, equations: list[Equation]) -> list[Equation]:
+        """A loop's body in XLA's order, what is cut out of stacks for who cannot fuse that among it."""
+        cut = dict.fromkeys(root for e in equations if not e.fusible for root in e.reads() if root in self.slices)
+        equations = [*(Equation("cut", [], [value], {}, 0) for value in cut), *equations]
+        written = lambda value: value.size * (self.length if value in self.stacked else 1)  # XLA counts the whole stack
+        takes = {e: e.inside + sum(map(written, e.outputs)) for e in equations}
+        return listed(equations, takes, {root for value in self.results if value for root in value.roots})
 
     def peak(self) -> int:
         """The most held at a time; of a loop's body, beside its carries."""
@@ -162,7 +132,7 @@ class _Program:
         for buffer in _placed(buffers, own):
             change[buffer.first] += buffer.size
             change[buffer.last + 1] -= buffer.size
-        inside = [*map(_inside, self.equations), 0]
+        inside = [*(equation.inside for equation in self.equations), 0]
         return max(map(add, accumulate(change), inside)) - sum(value.size for value in self.carries)
 
     def buffers(self) -> tuple[list[Buffer], list[Buffer]]:
@@ -172,9 +142,14 @@ class _Program:
         last.update({root: end for value in self.results if value for root in value.roots})
         of = {value: Buffer(value.size, 0, last.get(value, 0)) for value in self.carries}
         for at, equation in enumerate(self.equations):
-            if not equation.fusible:  # a slice is cut out for it
-                of.update({v: Buffer(v.size, at, last[v]) for v in equation.reads() if v in self.slices and v not in of})
-            free = [root for root in equation.reads() if last[root] == at and root in of]
+            if equation.name == "optimization_barrier":  # another name of a buffer
+                for one, value in zip(equation.inputs, equation.outputs):
+                    root = next(iter(one.roots), None)
+                    if root in of:
+                        of[value] = of[root]
+                        of[root].last = max(of[root].last, last.get(value, at))
+                continue
+            free = [root for root in equation.reads() if root in of and of[root].last == at]
             for number, value in enumerate(equation.outputs):
                 if value in self.stacked:
                     continue
@@ -216,28 +191,24 @@ def _replaced(equation: Equation, number: int) -> Iterable[Value]:
     return [root for value in equation.inputs for root in value.aligned] if in_place else ()
 
 
+def _is_of_a_number(equation: Equation) -> bool:
+    """Of a value and one number, as the zero of `after`: made again by however many read it place by place."""
+    makers = [value.maker for value in equation.inputs]
+    number = any(m and m.name == "broadcast_in_dim" and m.inputs and m.inputs[0].size <= 8 for m in makers)
+    return number and not any(reader.name in MOVED for reader in equation.outputs[0].readers)
+
+
 def _is_early(equation: Equation, value: Value) -> bool:
     if equation.name == "scan":
         return value in equation.outputs[_counts(equation.params)[1]:]
     return equation.name == "broadcast_in_dim" and not equation.inputs and all(e.name == "scan" for e in value.readers)
 
 
-def _can_fuse(equation: Equation, value: Value, fused: set[Equation]) -> bool:
-    name, readers = equation.name, value.readers
-    renamed = name in RENAMED or (name in ("slice", "dynamic_slice") and equation.inputs[0].size == value.size)
-    if renamed and equation.inputs[0].maker not in fused:
-        return True
-    if name == "transpose":
-        return all(reader.fusible or reader.name == "dot_general" for reader in readers)
-    return all(reader.fusible for reader in readers) and (name in FUSED or (name in DEAR and len(readers) == 1))
-
-
-def _inside(equation: Equation) -> int:
+def _inside(name: str, params: Any) -> int:
     """What a loop holds beside what goes in and comes out."""
-    params = equation.params
-    if equation.name == "scan":
-        return max(0, _Program(params["jaxpr"].jaxpr, *_counts(params)).peak())
-    if equation.name == "while":
+    if name == "scan":
+        return max(0, _Program(params["jaxpr"].jaxpr, *_counts(params), params["length"]).peak())
+    if name == "while":
         body, constants = params["body_jaxpr"].jaxpr, params["body_nconsts"]
         return max(0, _Program(body, constants, len(body.invars) - constants).peak())
     return 0
