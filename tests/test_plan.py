@@ -67,6 +67,19 @@ def test_a_few_plans_for_shares_of_what_a_net_needs_and_the_least():
         plan(net, mse(), BATCH, 1)
 
 
+def test_a_byte_less_is_the_next_step_and_not_the_last():
+    net, batch = gpt(256, 128, 128, 2, 4), tokens(4, 128)
+    *_, least = plans(net, None, batch, ())
+    needs, costs = temp_bytes(net, None, jax.eval_shape(net.init, jax.random.key(0), batch), batch), [0]
+    for _ in range(3):
+        found = planned(net, None, batch, needs - 1)
+        costs.append(found.cost)
+        assert least.temp_bytes < found.temp_bytes < needs
+        needs = found.temp_bytes
+    assert costs == sorted(costs)
+    assert costs[-1] < least.cost
+
+
 def test_no_plans_where_nothing_needs_less():
     assert plans(dense(3), mse(), (X, jax.ShapeDtypeStruct((2048, 3), jnp.float32))) == []
 

@@ -116,6 +116,7 @@ class _Search:
         self.known: dict[str, tuple[int, int, int]] = {}
         self.found: dict[str, list[Site]] = {}
         self.measured: dict[str, Plan] = {}
+        self.needs: dict[int, int] = {}
         self.off: dict[bool, float] = {}
         self.base = Plan(net, 0, 0)
 
@@ -134,15 +135,20 @@ class _Search:
         return self.known[key]
 
     def foretold(self, drawn: Plan) -> int:
-        """Corrected by half of what was foretold wrong of its like, whole tiles or cut ones: the peak may stand elsewhere."""
-        known = self.measured.get(_key(drawn))
-        return known.temp_bytes if known else round(self.counted(drawn)[0] * sqrt(self.off.get(bool(drawn.settings), 1.0)))
+        """Corrected by half of what was foretold wrong of its like, whole tiles or cut ones, for the peak may stand elsewhere.
+
+        Of which the same is counted, that needs the same: what differs saves nothing.
+        """
+        counted, known = self.counted(drawn)[0], self.measured.get(_key(drawn))
+        needs = known.temp_bytes if known else self.needs.get(counted)
+        return needs or round(counted * sqrt(self.off.get(bool(drawn.settings), 1.0)))
 
     def compiled(self, drawn: Plan) -> Plan:
         key = _key(drawn)
         if key not in self.measured:
             predicted, needs = self.foretold(drawn), temp_bytes(drawn.net, self.loss, self.params, self.batch)
             self.measured[key] = replace(drawn, temp_bytes=needs, predicted_bytes=predicted)
+            self.needs[self.counted(drawn)[0]] = needs
             self.off[bool(drawn.settings)] = needs / self.counted(drawn)[0]
         return self.measured[key]
 
