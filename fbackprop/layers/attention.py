@@ -18,8 +18,9 @@ Source    Vaswani et al. 2017, section 3.2; groups: Ainslie et al. 2023, section
           section 3, and Dao et al. 2022, section 3.1; derivation in docs/derivations/attention.md
 
 With `block` no array is T x T: the products are walked in tiles of block x block with a running maximum and sum, so memory is
-linear in T; under `causal` the tiles above the diagonal are left out. Axis letters: N blocks, T queries and S keys of a block,
-K key/value heads, R rows: the queries of all heads that share a key/value head, C channels.
+linear in T; under `causal` the tiles above the diagonal are left out. A few small tiles are written out, more are scanned.
+Axis letters: N blocks, T queries and S keys of a block, K key/value heads, R rows: the queries of all heads that share a
+key/value head, C channels.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from ..adjustable import Adjustable, halves
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
 from ..layer import Layer, Tree
+
+FEW = 4  # tiles that are written out
 
 
 def attention(heads: int, kv_heads: int | None = None, causal: bool = False, block: int | None = None) -> Layer:
@@ -71,7 +74,7 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
 
         zeros = wide(jnp.zeros(q.shape[:-1], q.dtype))  # (N, ..., K, R)
         rows = [wide(jnp.zeros(q.shape, q.dtype)), zeros, zeros - jnp.inf]
-        y, mass, top = _walk(tile, rows, len(q), causal)
+        y, mass, top = _walk(tile, rows, q, causal)
         mass = jnp.where(mass == 0, 1, mass)  # a query that may attend to nothing: y = 0, lse finite, exp(-inf - lse) = 0
         y = _packed(_ungrouped(y / _column(mass, y), heads), steps).astype(qkv.dtype)
         lse = jnp.where(top == -jnp.inf, 0, top) + jnp.log(mass)
@@ -94,7 +97,7 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
             pulled = _pull(p, _at(i, q), _at(j, k), _at(j, v), _at(i, dy), _at(i, mean))
             return [_put(at, a, _at(at, a) + da) for at, a, da in zip((i, j, j), sums, pulled)], None
 
-        dq, dk, dv = _walk(tile, [wide(jnp.zeros_like(a)) for a in (q, k, v)], len(q), causal)
+        dq, dk, dv = _walk(tile, [wide(jnp.zeros_like(a)) for a in (q, k, v)], q, causal)
         dq, dk = dq / sqrt(q.shape[-1]), dk / sqrt(q.shape[-1])  # here: as part of ds it would be T x T numbers more
         dqkv = _packed(jnp.concatenate([_ungrouped(dq, heads), dk, dv], axis=-3), qkv.shape[-2]).astype(qkv.dtype)
         return (), dqkv if mask is None else (dqkv, None)
@@ -173,10 +176,16 @@ def _put(i: Any, blocks: jax.Array, block: jax.Array) -> jax.Array:
     return lax.dynamic_update_index_in_dim(blocks, block, i, 0)
 
 
-def _walk(tile: Callable[[Any, Any], tuple[Any, None]], carry: Any, count: int, causal: bool) -> Any:
-    """`tile` on every pair (query block, key block) that may hold a weight; one pair needs no loop."""
-    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1 if causal else count)], np.int32)
-    return tile(carry, (0, 0))[0] if len(pairs) == 1 else lax.scan(tile, carry, pairs)[0]
+def _walk(tile: Callable[[Any, Any], tuple[Any, None]], carry: Any, q: jax.Array, causal: bool) -> Any:
+    """`tile` on every pair (query block, key block) that may hold a weight."""
+    count, rows, channels = len(q), *q.shape[-2:]
+    pairs = [(i, j) for i in range(count) for j in range(i + 1 if causal else count)]
+    few = len(pairs) <= FEW and rows <= 3 * count * channels  # the weights of a tile, of which XLA has several at a time: qkv
+    if len(pairs) > 1 and not few:
+        return lax.scan(tile, carry, np.array(pairs, np.int32))[0]
+    for pair in pairs:  # a loop copies the blocks it reads
+        carry, _ = tile(carry, pair)
+    return carry
 
 
 # ---- one tile

@@ -19,6 +19,7 @@ from ..layers.rewire import checkpoint, tied
 from ..losses.linear import linear_cross_entropy
 
 SMALL = 0.02  # standard deviation of every weight at the start
+TILE = 128  # larger ones only where two cover the sequence, or causal attention would leave nothing out
 
 
 def gpt_block(features: int, heads: int, blocks: int = 1, block: int | None = None) -> Layer:
@@ -35,15 +36,15 @@ def gpt_block(features: int, heads: int, blocks: int = 1, block: int | None = No
     return chain(skip(attend), skip(think))
 
 
-def gpt(vocabulary: int, length: int, features: int = 256, heads: int = 4, blocks: int = 8, block: int | None = 128,
+def gpt(vocabulary: int, length: int, features: int = 256, heads: int = 4, blocks: int = 8, block: int | None = 256,
         chunk: int | None = 256, unroll: bool = False) -> Layer:
     """(tokens (B, T), target (B, T)) -> the mean cross-entropy of the next token; T <= length. The head is the embedding.
 
-    Out of training, `inference(net)` gives logits (B, T, vocabulary). block: attention's tile, None for T x T; chunk: tokens
-    whose logits exist at a time, None for all; unroll: blocks written out rather than scanned, quicker to run and longer to
-    compile.
+    Out of training, `inference(net)` gives logits (B, T, vocabulary). block: attention's tile, but beyond 128 no more than half
+    of the length, None for T x T; chunk: tokens whose logits exist at a time, None for all; unroll: blocks written out rather
+    than scanned, quicker to run and longer to compile.
     """
-    one = gpt_block(features, heads, blocks, block)
+    one = gpt_block(features, heads, blocks, block and min(block, max(TILE, -(-length // 2))))
     body = chain(embedding(vocabulary, features), learned_positions(length), repeat(one, blocks, unroll), layer_norm())
     head = linear_cross_entropy(vocabulary, chunk)
     return tied(chain(parallel(body, identity()), head), {"1/w": "0/0/0/w"})

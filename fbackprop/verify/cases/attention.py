@@ -39,6 +39,7 @@ CASES: tuple[Case, ...] = (
     Case("attention", attention(2, block=2), normal(2, 5, 18)),
     Case("attention", attention(4, kv_heads=2, causal=True, block=3), normal(2, 7, 24), "block does not divide T"),
     Case("attention", attention(2, causal=True, block=2), masked(3, 5, 18, all_of_first=True), "no key for some"),
+    Case("attention", attention(2, causal=True, block=4), masked(2, 7, 18), "two blocks, tiles written out"),
     Case("attention", attention(1, block=3), large(2, 7, 6), "large scores"),
     Case("attention", attention(1, causal=True), normal(5, 3), "one example, one channel"),
     Case("attention", attention(2), normal(3, 1, 18), "one position"),
