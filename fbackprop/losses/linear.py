@@ -7,7 +7,7 @@ Units     nats; mean over the rows that are not ignored, M of them
 Forward   x = h w^T + b; l = lse(x) - (1 - a) x[target] - a mean(x) over V; value = sum l / M
 Backward  g = p - (1 - a) one_hot - a / V, 0 in ignored rows; dh = g w / M; dw = g^T h / M; db = sum of g over rows / M;
           times dvalue. M = 0: value and cotangents are 0
-Keeps     dh, dw and db but for dvalue / M: a value has one cotangent, a number, so they are made while a tile's x is there (3
+Keeps     dh, dw and db but for dvalue: a value has one cotangent, a number, so they are made while a tile's x is there (3
           products; no residual is larger than what the backward returns). Tiles of classes keep h, target and the log-sum-exp
           of every row instead, and make x again when all lse are known (4 products). One number a row is enough, for x carries
           the rounding of its own dot product, as large as that of lse
@@ -93,9 +93,11 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
             so_far = tuple(_put(each, now, r) for each, now in zip(so_far, (new, mass, picked, spread)))
             if at_once:
                 p = p * column(1 / mass, p)  # made from the exp above: a second one would cost as much as half a product
-                sums = pull(sums, p, hot, fresh, w, rows, labels, spot)
+                sums = pull(sums, p, hot, fresh, w, rows, labels, spot, early)
             return (so_far, sums), None
 
+        share = share_of(labels, h.dtype)
+        early, late = _parts(share, h.dtype)
         size = _tile_size(n, vocabulary, chunk, axis)
         zeros = wide(jnp.zeros(n, h.dtype))
         start = (zeros - jnp.inf, zeros, zeros, zeros), (_sums(rows, params["w"]) if at_once else ())
@@ -103,21 +105,20 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
         lse = top + jnp.log(mass)
         losses = lse - (1 - a) * picked - a / vocabulary * spread
         losses = jnp.where(_legal(labels, vocabulary), losses, jnp.nan)
-        share = share_of(labels, lse)
         value = jnp.sum(jnp.where(is_index(labels, ignore_index), 0, losses)) * share
         if not at_once:
             return value, (h, labels, lse)
         dh, *dparams = sums
-        return value, (dh.astype(h.dtype).reshape(h.shape), dparams, share)
+        return value, (dh.astype(h.dtype).reshape(h.shape), dparams, late)
 
     def pull(sums: Any, p: jax.Array, hot: jax.Array, fresh: jax.Array, w: jax.Array, rows: jax.Array, labels: jax.Array,
-             spot: Any) -> Any:
-        """A tile's part of dh, dw and db, not yet divided by M: g / M is too small for float16."""
+             spot: Any, early: Any) -> Any:
+        """A tile's part of dh, dw and db, times `early`."""
         (dh, dw, db), ((r, c), _), n = sums, spot, len(p)
         ignored = column(_take(is_index(labels, ignore_index), r, n), p)
         g = p - jnp.where(hot, 1 - a, 0) - a / vocabulary
         g = jnp.where(column(_take(_legal(labels, vocabulary), r, n), g), g, jnp.nan)
-        g = jnp.where(fresh & ~ignored, g, 0)
+        g = jnp.where(fresh & ~ignored, g * early, 0)
         dh = _add(dh, _product("nv,vd->nd", g, w), r)
         dw = _add(dw, _product("nv,nd->vd", g, _take(rows, r, n)), c)
         return dh, dw, _add(db, jnp.sum(g, axis=0), c) if bias else db
@@ -130,19 +131,20 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
             (r, _), _ = spot
             x, hot, fresh, w = _tile(params, rows, labels, spot, size)
             p = jnp.exp(x - column(_take(lse, r, size[0]), x))
-            return pull(sums, p, hot, fresh, w, rows, labels, spot), None
+            return pull(sums, p, hot, fresh, w, rows, labels, spot, early), None
 
+        early, late = _parts(share_of(labels, h.dtype), h.dtype)
         size = _tile_size(len(labels), vocabulary, chunk, axis)
         dh, *dparams = _walk(tile, _sums(rows, params["w"]), (len(labels), vocabulary), size)
-        return dh.reshape(h.shape), dparams, share_of(labels, lse)
+        return dh.reshape(h.shape), dparams, late
 
-    def share_of(labels: jax.Array, like: jax.Array) -> jax.Array:
+    def share_of(labels: jax.Array, dtype: Any) -> jax.Array:
         """1 / M."""
-        return inverse(jnp.sum(jnp.where(is_index(labels, ignore_index), 0, jnp.ones_like(like))))
+        return inverse(jnp.sum(jnp.where(is_index(labels, ignore_index), 0, jnp.ones(labels.shape, wide_dtype(dtype)))))
 
     def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
-        dh, (dw, db), share = residuals if at_once else again(params, *residuals)
-        dtype, scale = params["w"].dtype, dvalue * share
+        dh, (dw, db), late = residuals if at_once else again(params, *residuals)
+        dtype, scale = params["w"].dtype, dvalue if late is None else dvalue * late
         dh, dw, db = ((wide(total) * scale).astype(dtype) for total in (dh, dw, db))
         return {"w": dw, "b": db} if bias else {"w": dw}, (dh, None)
 
@@ -203,6 +205,13 @@ def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
 def _logits(h: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
     x = _product("...d,vd->...v", h, w)
     return x if b is None else x + jnp.broadcast_to(b.astype(x.dtype), x.shape)
+
+
+def _parts(share: jax.Array, dtype: Any) -> tuple[Any, Any]:
+    """1 / M as a factor of every tile's g, which costs nothing, and of no sum, a pass over dw; in float16, where g / M is too
+    small, the other way.
+    """
+    return (1, share) if dtype == jnp.float16 else (share, None)
 
 
 # ---- tiles: rows by classes
