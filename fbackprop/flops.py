@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
 MOVES = {
@@ -35,7 +36,7 @@ def flops_of(jaxpr: Any) -> int:
 
 
 def traffic_of(jaxpr: Any) -> int:
-    """Bytes that the products of a jaxpr read and write: what small ones pay for, each reading the weights again."""
+    """Bytes that the products of a jaxpr read and write and that its loops copy in and out: what small tiles pay for."""
     return _total(jaxpr, _traffic)
 
 
@@ -76,6 +77,15 @@ def _flops(eqn: Any) -> int:
 
 
 def _traffic(eqn: Any) -> int:
-    if eqn.primitive.name not in ("dot_general", "conv_general_dilated"):
+    name = eqn.primitive.name
+    if name in ("dot_general", "conv_general_dilated"):
+        return sum(map(_bytes, (*eqn.invars, *eqn.outvars)))
+    if name not in ("dynamic_slice", "dynamic_update_slice"):
         return 0
-    return sum(var.aval.size * var.aval.dtype.itemsize for var in (*eqn.invars, *eqn.outvars))
+    block, starts = (eqn.outvars[0], eqn.invars[1:]) if name == "dynamic_slice" else (eqn.invars[1], eqn.invars[2:])
+    whole = block.aval.size == eqn.invars[0].aval.size
+    return 0 if whole or all(isinstance(start, Literal) for start in starts) else _bytes(block)
+
+
+def _bytes(var: Any) -> int:
+    return var.aval.size * var.aval.dtype.itemsize

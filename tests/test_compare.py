@@ -77,6 +77,18 @@ def test_every_product_reads_its_weights_again():
     assert traffic_of(rows(x[:, None], w).jaxpr) == 4 * (8 * 5 + 8 * 5 * 7 + 8 * 7)
 
 
+def test_a_block_that_a_loop_cuts_out_or_puts_in_is_traffic_and_one_written_out_is_none():
+    x, block = np.ones((8, 5), np.float32), np.ones((1, 5), np.float32)
+
+    def moved(i):
+        return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice(x, (i, 0), (1, 5)), (i, 0))
+
+    looped = jax.make_jaxpr(lambda: jax.lax.map(moved, np.arange(8)))().jaxpr
+    assert traffic_of(looped) == 8 * 2 * block.nbytes
+    assert traffic_of(jax.make_jaxpr(lambda: moved(3))().jaxpr) == 0
+    assert traffic_of(jax.make_jaxpr(lambda i: jax.lax.dynamic_slice(x, (i, 0), (8, 5)))(0).jaxpr) == 0  # all of it
+
+
 def test_a_convolution_counts_two_for_each_weight_it_meets():
     layer, x = conv2d(4, 3), jax.ShapeDtypeStruct((2, 8, 6, 5), jnp.float32)
     params = jax.eval_shape(layer.init, KEY, x)

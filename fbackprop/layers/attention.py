@@ -169,20 +169,24 @@ def _ungrouped(blocks: jax.Array, heads: int) -> jax.Array:
 
 
 def _at(i: Any, blocks: jax.Array) -> jax.Array:
-    return lax.dynamic_index_in_dim(blocks, i, keepdims=False)
+    return lax.dynamic_slice(blocks, _start(i, blocks), (1, *blocks.shape[1:]))[0]
 
 
 def _put(i: Any, blocks: jax.Array, block: jax.Array) -> jax.Array:
-    return lax.dynamic_update_index_in_dim(blocks, block, i, 0)
+    return lax.dynamic_update_slice(blocks, block[None], _start(i, blocks))
+
+
+def _start(i: Any, blocks: jax.Array) -> tuple[Any, ...]:
+    return i, *[np.int32(0)] * (blocks.ndim - 1)
 
 
 def _walk(tile: Callable[[Any, Any], tuple[Any, None]], carry: Any, q: jax.Array, causal: bool) -> Any:
     """`tile` on every pair (query block, key block) that may hold a weight."""
     count, rows, channels = len(q), *q.shape[-2:]
-    pairs = [(i, j) for i in range(count) for j in range(i + 1 if causal else count)]
+    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1 if causal else count)], np.int32)
     few = len(pairs) <= FEW and rows <= 3 * count * channels  # the weights of a tile, of which XLA has several at a time: qkv
     if len(pairs) > 1 and not few:
-        return lax.scan(tile, carry, np.array(pairs, np.int32))[0]
+        return lax.scan(tile, carry, pairs)[0]
     for pair in pairs:  # a loop copies the blocks it reads
         carry, _ = tile(carry, pair)
     return carry

@@ -1,9 +1,9 @@
 """plan: a net with its checkpoints placed and its tiles chosen so that loss and gradients fit in so many bytes, at little cost.
 
 What a plan would need is foretold from its jaxpr (`peak`), what it would cost are the FLOPs of its forwards run again and the
-bytes that products of smaller tiles read again. The cheapest that should fit is compiled, not run: XLA says exactly what it
-will need, and what was foretold wrong corrects what is foretold next. The budget is XLA's temporary memory of the jitted
-value_and_grad: neither params and gradients nor the batch are in it.
+bytes that products of smaller tiles read again and loops over tiles copy. The cheapest that should fit is compiled, not run:
+XLA says exactly what it will need, and what was foretold wrong corrects what is foretold next. The budget is XLA's temporary
+memory of the jitted value_and_grad: neither params and gradients nor the batch are in it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Plan:
     """A net on the params of the one it is made of. schedules and settings: by the path of the layer that has them.
 
     predicted_bytes: from the jaxpr and the plan compiled before, temp_bytes: XLA's. again_flops: of the forwards run again;
-    again_bytes: that products read and write beside.
+    again_bytes: that products read and write and loops copy beside.
     """
 
     net: Layer
