@@ -208,8 +208,8 @@ def _logits(h: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
 
 
 def _parts(share: jax.Array, dtype: Any) -> tuple[Any, Any]:
-    """1 / M as a factor of every tile's g, which costs nothing, and of no sum, a pass over dw; in float16, where g / M is too
-    small, the other way.
+    """1 / M in two: a factor of every tile's g and one of the sums. The first is free, the second a pass over dw; but
+    in float16 g / M is too small.
     """
     return (1, share) if dtype == jnp.float16 else (share, None)
 
