@@ -84,6 +84,7 @@ def _traffic(eqn: Any) -> int:
         return 0
     block, starts = (eqn.outvars[0], eqn.invars[1:]) if name == "dynamic_slice" else (eqn.invars[1], eqn.invars[2:])
     whole = block.aval.size == eqn.invars[0].aval.size
+    # where it starts is known, whoever reads the block reads it in place; in a loop it is copied
     return 0 if whole or all(isinstance(start, Literal) for start in starts) else _bytes(block)
 
 

@@ -97,7 +97,7 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
             return (so_far, sums), None
 
         share = share_of(labels, h.dtype)
-        early, late = _parts(share, h.dtype)
+        early, late = _early_and_late(share, h.dtype)
         size = _tile_size(n, vocabulary, chunk, axis)
         zeros = wide(jnp.zeros(n, h.dtype))
         start = (zeros - jnp.inf, zeros, zeros, zeros), (_sums(rows, params["w"]) if at_once else ())
@@ -133,7 +133,7 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
             p = jnp.exp(x - column(_take(lse, r, size[0]), x))
             return pull(sums, p, hot, fresh, w, rows, labels, spot, early), None
 
-        early, late = _parts(share_of(labels, h.dtype), h.dtype)
+        early, late = _early_and_late(share_of(labels, h.dtype), h.dtype)
         size = _tile_size(len(labels), vocabulary, chunk, axis)
         dh, *dparams = _walk(tile, _sums(rows, params["w"]), (len(labels), vocabulary), size)
         return dh.reshape(h.shape), dparams, late
@@ -207,7 +207,7 @@ def _logits(h: jax.Array, w: jax.Array, b: jax.Array | None) -> jax.Array:
     return x if b is None else x + jnp.broadcast_to(b.astype(x.dtype), x.shape)
 
 
-def _parts(share: jax.Array, dtype: Any) -> tuple[Any, Any]:
+def _early_and_late(share: jax.Array, dtype: Any) -> tuple[Any, Any]:
     """1 / M in two: a factor of every tile's g and one of the sums. The first is free, the second a pass over dw; but
     in float16 g / M is too small.
     """
