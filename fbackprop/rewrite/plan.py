@@ -77,9 +77,10 @@ def plans(net: Layer, loss: Layer | None, batch: Any, shares: tuple[float, ...] 
     Each once; none where nothing needs less than the net as it stands.
     """
     search = _Search(net, loss, jax.eval_shape(lambda: batch))
-    found = search.tried(0)
-    budgets = [share * found[0].temp_bytes for share in shares]
-    found += [p for budget in budgets for p in search.tried(budget)]
+    budgets = [share * search.compiled(search.base).temp_bytes for share in shares]
+    found = [p for budget in budgets for p in search.tried(budget)]
+    # apart: what the thriftiest corrects in the forecast is not true of the mild, nor the other way
+    found += _Search(net, loss, search.batch).tried(0)
     budgets.append(min(p.temp_bytes for p in found))
     chosen = [_mildest(found, budget) for budget in budgets if budget >= budgets[-1]]
     return list({_key(p): p for p in chosen if p.schedules or p.settings}.values())
