@@ -67,7 +67,7 @@ NETS = {
     "six tanh": lambda: mlp((64,) * 6, activation="tanh"),
     "four relu": lambda: mlp((64,) * 4),
     "two relu": lambda: mlp((64,) * 2),
-    "two leaky": lambda: map_layers(mlp((64,) * 2), lambda layer: leaky_relu(0.3) if layer.name == "relu()" else layer),
+    "two leaky": lambda: map_layers(mlp((64,) * 2), lambda layer: leaky_relu(0.3) if layer.kind == "relu" else layer),
 }
 
 

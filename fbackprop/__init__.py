@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "layer": "Layer State Next Static split merge paths graft",
-    "compose": "chain skip map_layers map_layers_with_path replace_rules inference predict"
+    "facts": "CellRule Scan Tuning",
+    "compose": "chain skip objective map_layers map_layers_with_path replace_rules inference predict"
                " vjp value_and_grad auto_value_and_grad as_custom_vjp",
     "layers.dense": "dense",
     "layers.elementwise": "identity relu leaky_relu sigmoid tanh gelu silu softplus elu",
@@ -35,7 +36,7 @@ _HOME = {
     "rewrite.precision": "Precision PRECISIONS with_precision",
     "rewrite.schedule": "scheduled with_schedules every root binomial recomputed",
     "rewrite.plan": "plan planned Plan",
-    "adjustable": "Adjustable with_settings",
+    "adjustable": "with_settings",
     "rewrite.tap": "tap",
     "rewrite.watch": "watch probe",
     "rewrite.reading": "readings",

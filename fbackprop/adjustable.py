@@ -1,31 +1,17 @@
-"""A layer with a setting that changes what it needs and not what it computes: tiles, chunks, segments."""
+"""Settings of layers that change what a net needs and not what it computes: tiles, chunks, segments."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 from .compose import map_layers_with_path
 from .errors import expect
+from .facts import Setting
 from .layer import Layer
-
-Setting = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Adjustable(Layer):
-    """A Layer that can be made again with another setting, on the same params and with the same result."""
-
-    adjusted: Callable[..., Layer] | None = None  # adjusted(chunk=256): this layer with that setting
-    settings: Callable[[Any], Iterable[Setting]] | None = None  # spec of x -> thriftier settings, the quickest first
-
-    def __repr__(self) -> str:
-        return self.name
 
 
 def halves(whole: int, least: int) -> list[int]:
-    """Half of it, rounded up, a quarter and so on, no less than `least`."""
+    """Returns successive halvings of `whole`, rounded up, down to `least`."""
     sizes: list[int] = []
     while (whole := -(-whole // 2)) >= least and whole not in sizes:
         sizes.append(whole)
@@ -33,18 +19,22 @@ def halves(whole: int, least: int) -> list[int]:
 
 
 def with_settings(net: Layer, settings: Mapping[str, Setting]) -> Layer:
-    """`net` with these settings, by the path of the layer that has them, on the same params.
+    """Returns `net` with these settings, by the path of the layer that has them, on the same params.
 
-    Raises ValueError for a path where no layer has a setting, TypeError for a setting it does not have.
+    Raises ValueError for a path where no layer has a setting, TypeError for a setting that the layer does not have.
     """
     found: set[str] = set()
 
-    def adjust(path: str, layer: Layer) -> Layer:
-        if path not in settings or not isinstance(layer, Adjustable) or layer.adjusted is None:
+    def adjusted(path: str, layer: Layer) -> Layer:
+        if path not in settings or layer.tuning is None:
             return layer
         found.add(path)
-        return layer.adjusted(**settings[path])
+        ok = set(settings[path]) <= set(layer.tuning.names)
+        expect(ok, f"settings at {path!r}, {layer.name}", f"some of {', '.join(layer.tuning.names)}",
+               repr(dict(settings[path])), error=TypeError)
+        return layer.tuning.apply(settings[path])
 
-    net = map_layers_with_path(net, adjust)
-    expect(found == set(settings), "settings", "the paths of layers that have some", f"none at {sorted({*settings} - found)}")
+    net = map_layers_with_path(net, adjusted)
+    expect(found == set(settings), "settings", "the paths of layers that have some", f"none at {sorted({*settings} - found)}",
+           "A layer whose rule a schedule has replaced has none")
     return net

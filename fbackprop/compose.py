@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 
 from .dtypes import canonical, combine, is_floating, partition
 from .errors import at, expect, expect_like
+from .facts import CellRule, Scan
 from .layer import Layer, Tree, is_carried, join, merge, split
 
 Rewrite = Callable[[Layer], Layer]
@@ -45,8 +48,7 @@ def chain(*layers: Layer) -> Layer:
                 grads.append(dparams)
         return tuple(reversed(grads)), dy
 
-    name = f"chain({', '.join(layer.name for layer in layers)})"
-    return Layer(name, init, forward, backward, parts=layers, rebuild=lambda parts: chain(*parts))
+    return Layer("chain", init, forward, backward, parts=layers, rebuild=lambda parts: chain(*parts), scan=Scan("parts"))
 
 
 def skip(layer: Layer) -> Layer:
@@ -72,7 +74,7 @@ def skip(layer: Layer) -> Layer:
             dparams, dx = layer.backward(params[0], residuals, dy)
         return (dparams,), jax.tree.map(jnp.add, dy, dx)  # x was used twice: its cotangents add
 
-    return Layer(f"skip({layer.name})", init, forward, backward, parts=(layer,), rebuild=lambda parts: skip(*parts))
+    return Layer("skip", init, forward, backward, parts=(layer,), rebuild=lambda parts: skip(*parts))
 
 
 def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
@@ -90,25 +92,71 @@ def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
            "Were they made by this network's own init, or graft()ed?", TypeError)
 
 
-def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "") -> Layer:
-    """`fn(path, layer)` on every layer of `net`, children first, the root (path "") included."""
-    if net.parts:
-        below = lambda i: path if net.wraps else f"{path}/{i}" if path else str(i)
-        parts = [map_layers_with_path(part, fn, below(i)) for i, part in enumerate(net.parts)]
-        if any(new is not old for new, old in zip(parts, net.parts)):
-            expect(net.rebuild is not None, net.name, "a combinator with rebuild", "none, and a part of it changed",
-                   "Give its Layer rebuild=lambda parts: ...", TypeError)
-            net = net.rebuild(tuple(parts))  # type: ignore[misc]
-    return fn(path, net)
+def parts_with_path(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
+    """Yields (path, part) of the parts of the layer at `path`."""
+    for i, part in enumerate(layer.parts):
+        place = str(i) if layer.places is None else layer.places[i]
+        yield "/".join(filter(None, (path, place))), part
 
 
-def map_layers(net: Layer, fn: Rewrite) -> Layer:
-    """`fn` on every layer of `net`, children first, the root included."""
-    return map_layers_with_path(net, lambda _, layer: fn(layer))
+def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "", wrappers: bool = False) -> Layer:
+    """Returns `net` with `fn(path, layer)` in place of every layer, children first, the root (path "") included.
+
+    `fn` is applied again to whatever the layer becomes later: with other parts, another setting, or
+    out of training. So rewrites commute. wrappers: also visit what stands around a layer at the
+    layer's own path (checkpoint, frozen, a tap); without, wrappers are put back around the result.
+    """
+    parts = tuple(map_layers_with_path(part, fn, below, wrappers) for below, part in parts_with_path(net, path))
+    if any(new is not old for new, old in zip(parts, net.parts)):
+        expect(net.rebuild is not None, net.name, "a combinator with rebuild", "none, and a part of it changed",
+               "Give its Layer rebuild=lambda parts: ...", TypeError)
+        net = net.rebuild(parts)  # type: ignore[misc]
+    return _rewritten(net, partial(fn, path)) if wrappers or not net.wraps else net
+
+
+def _rewritten(layer: Layer, fn: Rewrite) -> Layer:
+    """`fn(layer)`, with facts that apply `fn` again to what the facts of `layer` make."""
+    new = fn(layer)
+    if new is layer or (new.wraps and new.parts is not layer.parts):
+        return new  # a wrapper leaves what it wraps to later rewrites
+    again = lambda other: _rewritten(other, fn)
+    facts: dict[str, Any] = {}
+    if layer.inference is not None and new.inference is layer.inference:
+        facts["inference"] = again(layer.inference)
+    if layer.tuning is not None and new.tuning is None:
+        apply = layer.tuning.apply
+        facts["tuning"] = replace(layer.tuning, apply=lambda setting: again(apply(setting)))
+    if layer.cell is not None and new.cell is None:
+        facts["cell"] = CellRule(layer.cell.start)
+    if layer.parts and new.parts is layer.parts and layer.rebuild is not None:
+        rebuild, scan = layer.rebuild, layer.scan
+        facts["rebuild"] = lambda parts: again(rebuild(parts))
+        if new.scan is None and scan is not None and scan.over != "time":
+            facts["scan"] = replace(scan, again=lambda other: again(scan.again(other)))
+    return replace(new, **facts)
+
+
+def map_layers(net: Layer, fn: Rewrite, wrappers: bool = False) -> Layer:
+    """Returns `net` with `fn(layer)` in place of every layer, as `map_layers_with_path`."""
+    return map_layers_with_path(net, lambda _, layer: fn(layer), wrappers=wrappers)
+
+
+def inside(layer: Layer, fn: Rewrite) -> Layer:
+    """Returns `fn` of the layer that stands inside the wrappers of `layer`, with the wrappers around it."""
+    if not layer.wraps:
+        return fn(layer)
+    return layer.rebuild((inside(layer.parts[0], fn), *layer.parts[1:]))  # type: ignore[misc]
+
+
+def core(layer: Layer) -> Layer:
+    """Returns the layer that stands inside the wrappers of `layer`."""
+    return core(layer.parts[0]) if layer.wraps else layer
 
 
 def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
-    """`fn` on the layers whose path matches the glob `where`: `2` that layer, `2/*` all below it, `""` the root.
+    """Returns `net` with `fn(layer)` at every path that matches the glob `where`.
+
+    `2` is that layer, `2/*` all below it, `""` the root.
 
     Raises ValueError when nothing matches.
     """
@@ -116,12 +164,10 @@ def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
 
 
 def _with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
-    """All of them in one walk, children first: one after the other, a rule below would undo a rule above."""
+    """All of them in one walk, children first."""
     seen: list[str] = []
 
     def replaced(path: str, layer: Layer) -> Layer:
-        if layer.wraps:
-            return layer  # what it wraps has the same path
         seen.append(path)
         for where, fn in rules.items():
             layer = fn(layer) if fnmatchcase(path, where) else layer
@@ -156,16 +202,23 @@ def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tr
 
 
 def objective(net: Layer, loss: Layer | None = None) -> Layer:
-    """The Layer from a batch to its scalar value: `net` then `loss` on `(y, target)`; params are the net's."""
+    """Returns the Layer from a batch to its scalar value: `net`, then `loss` on `(y, target)`.
+
+    params are the net's and the loss gets `()`. In paths the net stands at "", the loss at "loss". A
+    net that ends in its loss (loss None) is its own objective and takes the whole batch.
+    """
     if loss is None:
         return net
+    expect_layers("objective", (net, loss))
+
+    def init(key: jax.Array, batch: Any) -> Tree:
+        return net.init(key, _pair(batch)[0])
 
     def forward(params: Tree, batch: Any) -> tuple[Any, Any]:
-        ok = isinstance(batch, (tuple, list)) and len(batch) == 2
-        expect(ok, "batch", "a pair (x, target)", batch, error=TypeError)
-        y, kept = net.forward(params, batch[0])
+        x, target = _pair(batch)
+        y, kept = net.forward(params, x)
         with at("loss", loss):
-            value, kept_by_loss = loss.forward((), (y, batch[1]))
+            value, kept_by_loss = loss.forward((), (y, target))
         return value, (kept, kept_by_loss)
 
     def backward(params: Tree, residuals: Any, dvalue: Any) -> tuple[Tree, Any]:
@@ -175,7 +228,14 @@ def objective(net: Layer, loss: Layer | None = None) -> Layer:
         dparams, dx = net.backward(params, kept, dy)
         return dparams, (dx, dtarget)
 
-    return Layer(f"{net.name} -> {loss.name}", lambda key, batch: net.init(key, batch[0]), forward, backward)
+    return Layer("objective", init, forward, backward, parts=(net, loss), places=("", "loss"),
+                 rebuild=lambda parts: objective(*parts))
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    ok = isinstance(batch, (tuple, list)) and len(batch) == 2
+    expect(ok, "batch", "a pair (x, target)", batch, error=TypeError)
+    return batch[0], batch[1]
 
 
 ValueAndGrad = Callable[..., tuple[jax.Array, Tree]]
@@ -188,7 +248,7 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
     `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
     Raises TypeError for a wrong structure of params or batch, ValueError for shapes, dtypes and a value that is no scalar.
     """
-    whole = objective(_with_rules(net, rules or {}), loss)
+    whole = _with_rules(objective(net, loss), rules or {})
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, residuals = whole.forward(params, canonical(batch))

@@ -10,36 +10,119 @@ integer or bool leaf is None. In `dparams` a `State(value)` has become `Next(val
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeAlias, final
 
 import chex
 import jax
 from jax import tree_util
 
 from .errors import expect, show
+from .facts import CellRule, Option, Scan, Tuning, Written
 
 Tree: TypeAlias = chex.ArrayTree
 
 
+@final
 @dataclass(frozen=True)
 class Layer:
-    """One step of a network with its hand-written reverse rule. The author of an ordinary layer fills four fields.
+    """One step of a network with its hand-written reverse rule. A plain layer needs the first four fields.
 
-    A Layer is never a pytree node; a network is a Layer; a combinator takes Layers and returns one.
+    A Layer is never a pytree node. A network is a Layer. A combinator takes Layers and returns one.
+    `dataclasses.replace` with another init, forward or backward drops the facts that describe the
+    old ones: tuning, scan and the halves of a cell.
     """
 
-    name: str                                                # "dense(128)": repr, profiler scope, errors, reports
+    kind: str                                                # "dense": the name of what makes it
     init: Callable[[jax.Array, Any], Tree]                   # (key, x) -> params, x arrays or ShapeDtypeStructs
     forward: Callable[[Tree, Any], tuple[Any, Any]]          # (params, x) -> (y, residuals)
     backward: Callable[[Tree, Any, Any], tuple[Tree, Any]]   # (params, residuals, dy) -> (dparams, dx)
+    options: tuple[Option, ...] = field(default=(), hash=False)  # what its maker was given; pairs (name, value) will do
     inference: Layer | None = None                           # the twin out of training, same params
     parts: tuple[Layer, ...] = ()                            # children of a combinator
     rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
-    wraps: bool = False                                      # parts[0] seen through: the same paths as without the wrapper
+    places: tuple[str, ...] | None = None                    # of the parts in paths, "0", "1", ... unless given; "": the own
+    tuning: Tuning | None = None
+    scan: Scan | None = None
+    cell: CellRule | None = None
+    _replaced: Layer | None = field(default=None, repr=False, compare=False)  # what replace() was given
+
+    def __post_init__(self) -> None:
+        expect(isinstance(self.kind, str) and self.kind != "", "Layer kind", "a word", self.kind,
+               'Write Layer("dense", init, forward, backward)', TypeError)
+        kind, options = _read_call(self.kind, self.options)
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "options", options)
+        if self._replaced is not None:
+            for name, value in _kept_facts(self._replaced, self).items():
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "_replaced", self)
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError(f"class {cls.__name__}(Layer): expected no subclass, for rewrites would lose what it adds. Call "
+                        f'Layer("{cls.__name__.lower()}", init, forward, backward) and give it tuning=, scan= or cell=')
+
+    @property
+    def name(self) -> str:
+        """The call that makes the layer, for people: repr, profiler scope, errors, reports."""
+        return f"{self.kind}({', '.join(filter(None, (*map(repr, self.parts), *map(str, self.options))))})"
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the first part stands at the layer's own path."""
+        return self.places is not None and "" in self.places
 
     def __repr__(self) -> str:
         return self.name
+
+
+def _read_call(kind: str, options: Any) -> tuple[str, tuple[Option, ...]]:
+    """`(kind, options)` as a Layer holds them. A kind that its author wrote as a call, "mine(3)", is the kind "mine"."""
+    ok = isinstance(options, tuple) and all(
+        isinstance(each, tuple) and len(each) in (2, 3) and isinstance(each[0], str) for each in options)
+    expect(ok, f"options of {kind}", "pairs (name, value)", repr(options), 'Write options=(("features", 128),)', TypeError)
+    word, _, arguments = kind.partition("(")
+    written = [Option("call", Written(arguments.removesuffix(")")), True)] if arguments not in ("", ")") else []
+    return word, (*written, *(Option(*each) for each in options))
+
+
+def _kept_facts(old: Layer, new: Layer) -> dict[str, Any]:
+    """What stays true of `new`, which `replace` made of `old`; a fact that the caller gave anew stays."""
+    rule = lambda layer: (layer.init, layer.forward, layer.backward)
+    untouched = lambda name: getattr(new, name) is getattr(old, name) is not None
+    if rule(new) == rule(old):
+        rebuild = old.rebuild
+        if rebuild is not None and untouched("rebuild") and (new.kind, new.options) != (old.kind, old.options):
+            return {"rebuild": lambda parts: replace(rebuild(parts), kind=new.kind, options=new.options)}
+        return {}
+    facts: dict[str, Any] = {name: None for name in ("tuning", "scan") if untouched(name)}
+    if untouched("cell"):
+        facts["cell"] = old.cell and CellRule(old.cell.start)
+    if untouched("rebuild"):
+        facts["rebuild"] = partial(_refuse, new)
+    return facts
+
+
+def _refuse(layer: Layer, parts: tuple[Layer, ...]) -> Layer:
+    raise TypeError(f"{layer.name}: expected parts that stay, for dataclasses.replace gave it a rule of its own, which a "
+                    "layer built of other parts would not have. Give it by replace_rules(net, path, fn): that applies fn again")
+
+
+def twinned(layer: Layer, forward: Callable, backward: Callable) -> Layer:
+    """Returns `layer` with a twin out of training, on the same params, that computes this."""
+    return replace(layer, inference=Layer("inference", layer.init, forward, backward, (Option("layer", layer, True),)))
+
+
+def wrapper(part: Layer, kind: str, rebuild: Callable[[Layer], Layer], forward: Callable, backward: Callable,
+            init: Callable | None = None, options: tuple[Any, ...] = ()) -> Layer:
+    """Returns a Layer around `part` that paths see through; `rebuild` puts the same around another part.
+
+    It has no tuning, scan or halves of its own: rewrites that need them find those of `part`.
+    """
+    cell = part.cell and CellRule(part.cell.start)
+    return Layer(kind, init or part.init, forward, backward, options, parts=(part,), places=("",), cell=cell,
+                 rebuild=lambda parts: rebuild(parts[0]))
 
 
 @dataclass(frozen=True)

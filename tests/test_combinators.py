@@ -154,7 +154,7 @@ def test_wrappers_leave_the_paths_as_they_were():
     for wrapped in (checkpoint(plain), frozen(plain), chain(frozen(dense(5)), tanh(), checkpoint(dense(3)))):
         params = wrapped.init(jax.random.key(0), X)
         assert list(paths(params)) == list(paths(plain.init(jax.random.key(0), X)))
-        renamed = replace_rules(wrapped, "2", lambda layer: replace(layer, name=f"seen {layer.name}"))
+        renamed = replace_rules(wrapped, "2", lambda layer: replace(layer, kind=f"seen {layer.kind}"))
         assert repr(renamed).count("seen dense(3)") == 1
 
 

@@ -92,7 +92,7 @@ def test_a_rewrite_below_keeps_the_schedule():
 
 def test_another_schedule_takes_the_place_of_the_first():
     net = scheduled(repeat(chain(dense(4), tanh()), 6), every(2, 6))
-    assert scheduled(net, every(3, 6)).name == net.name == f"scheduled({net.name[10:-1]})"
+    assert scheduled(net, every(3, 6)).name == "repeat(chain(dense(4), tanh()), 6, schedule=((3,), (3,)))"
     x = jnp.ones((2, 4))
     params = net.init(jax.random.key(0), x)
     jaxpr = lambda n: str(jax.make_jaxpr(value_and_grad(n, mse()))(params, (x, x)))

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..compose import objective
 from ..layer import Layer, Tree
 from ..losses.cross_entropy import softmax_cross_entropy
 from ..models.convnet import convnet
@@ -50,9 +51,8 @@ class Work:
     def params(self, seed: int) -> Tree:
         """Random weights; jitted, or making them takes longer than measuring."""
         spec = jax.eval_shape(partial(self.batch, 0))
-        x = spec if self.loss is None else spec[0]
-        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x)
-        return jax.jit(self.net.init)(jax.random.key(seed, impl="unsafe_rbg"), zeros)
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), spec)
+        return jax.jit(objective(self.net, self.loss).init)(jax.random.key(seed, impl="unsafe_rbg"), zeros)
 
 
 def images(*shape: int) -> Callable[[int], tuple[jax.Array, jax.Array]]:

@@ -103,14 +103,15 @@ def of_model(options: Options) -> Given:
     """As train makes it."""
     import jax
 
+    from ..compose import objective
     from ..train.builtin import load_task
     from ..train.config import TrainConfig
 
     given = {"model": options.model, "seed": options.seed, "batch_size": options.batch_size, "data": options.data}
     task = load_task(TrainConfig.of(**{key: value for key, value in given.items() if value is not None}))
     batch = task.batches(options.seed, 0)
-    x = batch if task.loss is None else batch[0]
-    return Given(task.net, task.loss, lambda: task.net.init(jax.random.key(options.seed), x), batch)
+    init = objective(task.net, task.loss).init
+    return Given(task.net, task.loss, lambda: init(jax.random.key(options.seed), batch), batch)
 
 
 def of_work(options: Options) -> Given:

@@ -103,6 +103,7 @@ def _own(options: Options) -> dict[str, Any]:
     """One report on the user's network or layer, counted as the table's are."""
     if options.layer is not None:
         raise Problem("--layer: expected with the built-in rules alone. Leave it or the model out")
+    from ..compose import objective
     from ..layer import Layer
     from ..train.builtin import load_task
     from ..train.config import PRESETS, TrainConfig
@@ -124,7 +125,7 @@ def _own(options: Options) -> dict[str, Any]:
 
             task = load_task(config, made)
             batch = task.batches(seed, 0)
-            params = task.net.init(jax.random.key(seed), batch if task.loss is None else batch[0])
+            params = objective(task.net, task.loss).init(jax.random.key(seed), batch)
             report = check_network(task.net, task.loss, params, batch, seed=seed)
     except (TypeError, ValueError) as error:
         raise Problem(f"{options.model}: {error}") from error

@@ -47,7 +47,7 @@ def attention():
         q, k, v, p = residuals
         raise NotImplementedError("return (), dx")
 
-    return Layer("attention(1, causal=True)", init, forward, backward)
+    return Layer("attention", init, forward, backward, options=(("heads", 1), ("causal", True)))
 
 
 def layer():

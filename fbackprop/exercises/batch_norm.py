@@ -47,7 +47,7 @@ def batch_norm():
         h, rstd = residuals
         raise NotImplementedError('return {"scale": dscale, "bias": dbias}, dx')
 
-    return Layer("batch_norm()", init, forward, backward)
+    return Layer("batch_norm", init, forward, backward)
 
 
 def layer():

@@ -43,7 +43,8 @@ def conv1d(features, kernel):
     def backward(params, x, dy):
         raise NotImplementedError('return {"w": dw, "b": db}, dx')
 
-    return Layer(f"conv1d({features}, {kernel}, padding='VALID')", init, forward, backward)
+    options = (("features", features), ("kernel", kernel), ("padding", "VALID"))
+    return Layer("conv1d", init, forward, backward, options)
 
 
 def layer():

@@ -43,7 +43,7 @@ def softmax_cross_entropy():
         log_p, labels = residuals
         raise NotImplementedError("return (), (dlogits, None)")
 
-    return Layer("softmax_cross_entropy()", init, forward, backward)
+    return Layer("softmax_cross_entropy", init, forward, backward)
 
 
 def layer():

@@ -35,7 +35,7 @@ def relu():
     def backward(params, x, dy):
         raise NotImplementedError("return (), dx")
 
-    return Layer("relu()", init, forward, backward)
+    return Layer("relu", init, forward, backward)
 
 
 def layer():

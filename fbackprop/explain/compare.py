@@ -12,15 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compose import auto_value_and_grad, map_layers, map_layers_with_path, predict, value_and_grad
+from ..compose import auto_value_and_grad, map_layers, map_layers_with_path, objective, predict, value_and_grad
 from ..flops import count_flops
-from ..layer import Layer, Next, State, Tree, Wrapped, split
+from ..layer import Layer, Next, State, Tree, Wrapped, split, wrapper
 from ..layers.function import from_function
 from ..rewrite.record import Record, beside_records, records
+from ..rewrite.tap import tap
 from ..verify.gradient_error import gradient_error
 from .summary import Row, summarize
 
 KIND = "call"
+LOSS = "loss"  # its path in an objective
 
 
 @dataclass
@@ -106,7 +108,7 @@ def apart(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
 
 def value_of(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Any:
     """The loss alone: what inference would cost."""
-    return predict(net)(params, batch) if loss is None else predict(loss)((), (predict(net)(params, batch[0]), batch[1]))
+    return predict(objective(net, loss))(params, batch)
 
 
 def take_turns(programs: Mapping[str, Callable[[], Any]], pairs: int) -> dict[str, np.ndarray]:
@@ -204,22 +206,26 @@ def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str,
     @jax.jit
     def run(params: Tree, batch: Any) -> Any:
         _, grads = value_and_grad(recorded, loss)(beside_records(recorded, loss, params, batch), batch)
-        return records(grads, KIND), () if loss is None else predict(net)(params, batch[0])
+        to_loss: dict[str, Any] = {}
+        note = lambda path, layer, params, x, y, residuals: to_loss.update({path: x} if path == LOSS else {})
+        predict(tap(objective(net, loss), note))(params, batch)
+        return records(grads, KIND), to_loss
 
-    seen, y = run(params, batch)
+    seen, to_loss = run(params, batch)
     found: dict[str, Call] = {}
     for path in layers:
         mark, *given = seen[path].value
         found[path] = Call(layers[path], mark.size, *jax.tree.map(lambda a, axes=mark.ndim: a[(-1,) * axes], given))
-    if loss is not None:
-        found["loss"] = Call(loss, 1, (), (y, batch[1]), jnp.ones((), jax.tree.leaves(y)[0].dtype))
+    for path, x in to_loss.items():
+        assert loss is not None
+        found[path] = Call(loss, 1, (), x, jnp.ones((), jax.tree.leaves(x)[0].dtype))
     return found
 
 
 def recalling(layer: Layer) -> Layer:
     """`layer` with a Record beside its params of (mark, params, x, dy). Each repeat around it puts an axis before them all."""
     def init(key: jax.Array, x: Any) -> Tree:
-        return Wrapped(layer.init(key, x), State(Record(jnp.zeros(()), KIND, layer.name)))
+        return Wrapped(layer.init(key, x), State(Record(jnp.zeros(()), KIND, layer.name, layer.kind)))
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
         y, residuals = layer.forward(params.inner, x)
@@ -231,5 +237,4 @@ def recalling(layer: Layer) -> Layer:
         seen = replace(params.own.value, value=(jnp.zeros(()), params.inner, x, dy))
         return Wrapped(dparams, Next(seen)), dx
 
-    return replace(layer, init=init, forward=forward, backward=backward, inference=None, parts=(layer,),
-                   rebuild=lambda parts: recalling(*parts), wraps=True)
+    return wrapper(layer, "recalling", recalling, forward, backward, init)

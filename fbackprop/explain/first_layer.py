@@ -15,8 +15,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from ..compose import value_and_grad
-from ..layer import paths, split
+from ..compose import map_layers_with_path, value_and_grad
+from ..layer import Layer, paths, split
 from ..problem import Problem
 from ..train.checkpoint import Stored, fill, read
 from ..train.recipe import start
@@ -68,7 +68,7 @@ def first_layer(history: History, task: Task | None, names: dict[str, str]) -> t
         what = "matrix of weights in the checkpoint" if whole else "whole checkpoint yet"
         return None, "; ".join([*notes, f"no {what}, so no first_layer.png"])
     layer, _, leaf = path.removeprefix(PARAMS).rpartition("/")
-    shape = _image(moments[-1].weights, names.get(layer, ""), batch)
+    shape = _image(moments[-1].weights, _kind(task, layer), batch)
     return _figure(moments, f"{label(layer, names)}, {leaf} {list(moments[-1].weights.shape)}", shape), "; ".join(notes)
 
 
@@ -102,11 +102,24 @@ def _gradient(history: History, task: Task, path: str) -> tuple[Any, Callable[[d
     return batch, gradient
 
 
-def _image(weights: np.ndarray, name: str, batch: Any) -> tuple[int, int] | None:
+def _kind(task: Task | None, path: str) -> str:
+    """The kind of the layer at `path`, "" where the task is gone."""
+    kinds: dict[str, str] = {}
+
+    def see(at: str, layer: Layer) -> Layer:
+        kinds[at] = layer.kind
+        return layer
+
+    if task is not None:
+        map_layers_with_path(task.net, see)
+    return kinds.get(path, "")
+
+
+def _image(weights: np.ndarray, kind: str, batch: Any) -> tuple[int, int] | None:
     """(height, width) of the image a unit looks at: a kernel's own, or that of a dense layer's inputs; None for no image."""
     if weights.ndim == 4:
         return weights.shape[0], weights.shape[1]
-    if weights.ndim != 2 or (name and not name.startswith("dense")):
+    if weights.ndim != 2 or kind not in ("dense", ""):
         return None
     x = batch[0] if isinstance(batch, tuple) and batch else None
     shape = tuple(n for n in getattr(x, "shape", ())[1:] if n != 1)

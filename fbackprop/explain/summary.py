@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from ..errors import at, show
+from ..compose import objective
+from ..errors import show
 from ..layer import Layer, Tree, paths
 from ..rewrite.tap import tap
 
@@ -36,17 +37,7 @@ def summarize(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> list[
     Raises what the layers raise on a wrong batch or wrong params.
     """
     seen = _Seen()
-
-    def run(params: Tree, batch: Any) -> Any:
-        if loss is None:
-            return tap(net, seen.see).forward(params, batch)[0]
-        y, _ = tap(net, seen.see).forward(params, batch[0])
-        with at("loss", loss):
-            value, residuals = loss.forward((), (y, batch[1]))
-        seen.see("loss", loss, (), (y, batch[1]), value, residuals)
-        return value
-
-    jax.eval_shape(run, params, batch)
+    jax.eval_shape(tap(objective(net, loss), seen.see).forward, params, batch)
     merged: dict[tuple[str, str], Row] = {}
     for row in seen.rows:
         first = merged.setdefault((row.path, row.layer), row)

@@ -35,9 +35,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..adjustable import Adjustable, halves
+from ..adjustable import halves
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
+from ..facts import Tuning, given
 from ..layer import Layer, Tree
 
 FEW = 4  # tiles that are written out
@@ -102,11 +103,12 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
         dqkv = _packed(jnp.concatenate([_ungrouped(dq, heads), dk, dv], axis=-3), qkv.shape[-2]).astype(qkv.dtype)
         return (), dqkv if mask is None else (dqkv, None)
 
-    options = {"kv_heads": kv_heads, "causal": causal or None, "block": block}
-    given = "".join(f", {name}={option}" for name, option in options.items() if option is not None)
-    return Adjustable(f"attention({heads}{given})", init, forward, backward,
-                      adjusted=lambda block: attention(heads, kv_heads, causal, block),
-                      settings=lambda x: ({"block": size} for size in halves(block or jax.tree.leaves(x)[0].shape[-2], 32)))
+    options = given(attention, heads, kv_heads=kv_heads, causal=causal, block=block)
+    tuning = Tuning(
+        ("block",),
+        lambda x: [{"block": size} for size in halves(block or jax.tree.leaves(x)[0].shape[-2], 32)],
+        lambda setting: attention(heads, kv_heads, causal, setting["block"]))
+    return Layer("attention", init, forward, backward, options, tuning=tuning)
 
 
 def _checked(x: Any, parts: int) -> tuple[Any, Any]:

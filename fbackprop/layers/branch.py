@@ -26,6 +26,7 @@ import numpy as np
 from ..compose import expect_parts
 from ..dtypes import wide
 from ..errors import at, expect, expect_floating, expect_params
+from ..facts import given
 from ..layer import Layer, Static, Tree
 
 
@@ -73,8 +74,7 @@ def parallel(*layers: Layer) -> Layer:
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         return _backward_each(layers, params, residuals, dy)
 
-    name = f"parallel({', '.join(layer.name for layer in layers)})"
-    return Layer(name, init, forward, backward, parts=layers, rebuild=lambda parts: parallel(*parts))
+    return Layer("parallel", init, forward, backward, parts=layers, rebuild=lambda parts: parallel(*parts))
 
 
 def fan_out(*layers: Layer) -> Layer:
@@ -90,8 +90,7 @@ def fan_out(*layers: Layer) -> Layer:
         dparams, dxs = _backward_each(layers, params, residuals, dy)
         return dparams, reduce(lambda a, b: jax.tree.map(jnp.add, a, b), dxs)  # None where integer: no leaf there
 
-    name = f"fan_out({', '.join(layer.name for layer in layers)})"
-    return Layer(name, init, forward, backward, parts=layers, rebuild=lambda parts: fan_out(*parts))
+    return Layer("fan_out", init, forward, backward, parts=layers, rebuild=lambda parts: fan_out(*parts))
 
 
 def add() -> Layer:
@@ -107,7 +106,7 @@ def add() -> Layer:
     def backward(params: Tree, count: Static, dy: jax.Array) -> tuple[Tree, Any]:
         return (), (dy,) * count.value
 
-    return Layer("add()", lambda key, x: (), forward, backward)
+    return Layer("add", lambda key, x: (), forward, backward)
 
 
 def concat(axis: int = -1) -> Layer:
@@ -127,7 +126,7 @@ def concat(axis: int = -1) -> Layer:
     def backward(params: Tree, sizes: Static, dy: jax.Array) -> tuple[Tree, Any]:
         return (), tuple(jnp.split(dy, np.cumsum(sizes.value)[:-1], axis))
 
-    return Layer(f"concat({axis})", lambda key, x: (), forward, backward)
+    return Layer("concat", lambda key, x: (), forward, backward, given(concat, axis))
 
 
 def dot() -> Layer:
@@ -144,4 +143,4 @@ def dot() -> Layer:
         dy = jnp.broadcast_to(dy[..., None], x[0].shape)
         return (), (dy * x[1], dy * x[0])
 
-    return Layer("dot()", lambda key, x: (), forward, backward)
+    return Layer("dot", lambda key, x: (), forward, backward)

@@ -16,7 +16,6 @@ Source    lstm: Hochreiter and Schmidhuber 1997, with the forget gate of Gers et
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -25,50 +24,45 @@ from jax import lax
 
 from ..dtypes import wide_dtype
 from ..errors import expect, expect_params
+from ..facts import CellRule, Option
 from ..layer import Layer, Tree
 
 
-@dataclass(frozen=True)
-class Cell(Layer):
-    """A Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, that knows its first carry."""
+def as_cell(kind: str, features: int, init: Callable, forward: Callable, rule: CellRule) -> Layer:
+    """Returns the Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, whose backward is the halves of `rule`."""
+    pull, gradients = rule.pull, rule.gradients
+    assert pull is not None
+    assert gradients is not None
 
-    start: Callable[[Any], Any] = lambda x: ()  # spec of x_t -> the first carry
+    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+        dcarry, dx = pull(params, residuals, dy)
+        return gradients(residuals, dx), (dcarry, dx)
 
-    def __repr__(self) -> str:
-        return self.name
-
-
-@dataclass(frozen=True)
-class Halves:
-    """A cell's backward in two, so that a scan can ask for each in its time. A cell given another backward has no halves.
-
-    `pull(params, residuals, dy) -> (dcarry, dx)` of one step, `gradients(residuals, dx) -> dparams` of all steps, stacked.
-    Where the cell's product reads the first of its carry alone, `again(params, carry, firsts, x, reverse) -> residuals` makes
-    those of all steps from that of every step and the whole carry before the first.
-    """
-
-    pull: Callable[[Tree, Any, Any], tuple[Any, Any]]
-    gradients: Callable[[Any, Any], Tree]
-    again: Callable[[Tree, Any, Any, Any, bool], Any] | None = None
-
-    def __call__(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        dcarry, dx = self.pull(params, residuals, dy)
-        return self.gradients(residuals, dx), (dcarry, dx)
+    return Layer(kind, init, forward, backward, (Option("features", features, True),), cell=rule)
 
 
-def halves_of(cell: Cell, params: Tree) -> tuple[Callable, Callable]:
-    """`(pull, gradients)`, the latter of (residuals, dx, (dcarry, dy)), of any cell."""
-    if isinstance(cell.backward, Halves):
-        two = cell.backward
-        return (lambda residuals, dy: two.pull(params, residuals, dy)), (lambda residuals, dx, _: two.gradients(residuals, dx))
+def rule_of(cell: Layer) -> CellRule:
+    """Returns what `cell` says of itself. Raises TypeError for a layer that is no cell."""
+    expect(cell.cell is not None, "recurrent", "a cell: lstm_cell(features), or a Layer with cell=CellRule(start)",
+           f"{cell.name}", error=TypeError)
+    assert cell.cell is not None
+    return cell.cell
+
+
+def halves_of(cell: Layer, params: Tree) -> tuple[Callable, Callable]:
+    """Returns `(pull, gradients)`, the latter of (residuals, dx, (dcarry, dy)), of any cell."""
+    pull, gradients = rule_of(cell).pull, rule_of(cell).gradients
+    if pull is not None and gradients is not None:
+        return (lambda residuals, dy: pull(params, residuals, dy)), (lambda residuals, dx, _: gradients(residuals, dx))
     return (lambda residuals, dy: cell.backward(params, residuals, dy)[1],
             lambda residuals, _, dy: cell.backward(params, residuals, dy)[0])
 
 
-def again_of(cell: Cell) -> tuple[Callable, Callable]:
-    """`(keep, again)` of any cell: what of every step's carry to keep, and `Halves.again` of that, called `read`."""
-    if isinstance(cell.backward, Halves) and cell.backward.again is not None:
-        return (lambda carry: carry[0]), cell.backward.again
+def again_of(cell: Layer) -> tuple[Callable, Callable]:
+    """Returns `(keep, again)` of any cell: what of every step's carry to keep, and `CellRule.again` of that, called `read`."""
+    again = rule_of(cell).again
+    if again is not None:
+        return (lambda carry: carry[0]), again
     return (lambda carry: carry), (lambda params, _, read, x, reverse:
                                    jax.vmap(lambda carry, x_t: cell.forward(params, (carry, x_t))[1])(read, x))
 
@@ -108,7 +102,7 @@ def _zeros(features: int, count: int) -> Callable[[Any], Any]:
     return start
 
 
-def rnn_cell(features: int) -> Cell:
+def rnn_cell(features: int) -> Layer:
     """h' = tanh(x + h w). carry h (..., H), x (..., H); params {"w": (H, H)}. Keeps h and h'."""
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
@@ -123,11 +117,11 @@ def rnn_cell(features: int) -> Cell:
         da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
         return _matmul(da, params["w"].T), da
 
-    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
-    return Cell(f"rnn_cell({features})", _weight(1, features), forward, backward, start=_zeros(features, 1))
+    rule = CellRule(_zeros(features, 1), pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
+    return as_cell("rnn_cell", features, _weight(1, features), forward, rule)
 
 
-def lstm_cell(features: int) -> Cell:
+def lstm_cell(features: int) -> Layer:
     """i f g o = x + h w; c' = sigmoid(f) c + sigmoid(i) tanh(g); h' = sigmoid(o) tanh(c').
 
     carry (h, c), each (..., H), x (..., 4 H) in the order i f g o; params {"w": (H, 4 H)}. Keeps h, c and the four gates.
@@ -161,11 +155,11 @@ def lstm_cell(features: int) -> Cell:
         _, c = lax.scan(lambda c, at_t: (at_t[0] * c + at_t[1] * at_t[2], c), carry[1], (f, i, g), reverse=reverse)
         return h, c, i, f, g, o
 
-    backward = Halves(pull, lambda residuals, da: {"w": _dw(residuals[0], da)}, again)
-    return Cell(f"lstm_cell({features})", _weight(4, features), forward, backward, start=_zeros(features, 2))
+    rule = CellRule(_zeros(features, 2), pull, lambda residuals, da: {"w": _dw(residuals[0], da)}, again)
+    return as_cell("lstm_cell", features, _weight(4, features), forward, rule)
 
 
-def gru_cell(features: int) -> Cell:
+def gru_cell(features: int) -> Layer:
     """r z n = x, u v m = h w; r = sigmoid(r + u), z = sigmoid(z + v), n = tanh(n + r (m + b)); h' = (1 - z) n + z h.
 
     carry h (..., H), x (..., 3 H) in the order r z n; params {"w": (H, 3 H), "b": (H,)}. Keeps h, r, z, n and m + b.
@@ -200,5 +194,5 @@ def gru_cell(features: int) -> Cell:
         db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
         return {"w": _dw(h, du), "b": db}
 
-    backward = Halves(pull, gradients)
-    return Cell(f"gru_cell({features})", _weight(3, features, bias=True), forward, backward, start=_zeros(features, 1))
+    rule = CellRule(_zeros(features, 1), pull, gradients)
+    return as_cell("gru_cell", features, _weight(3, features, bias=True), forward, rule)

@@ -32,9 +32,10 @@ from jax import lax
 
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
+from ..facts import given
 from ..layer import Layer, Tree
 from .rewire import after
-from .windows import Sizes, Windows, added, checked_padding, name, per_axis, windows
+from .windows import Sizes, Windows, added, checked_padding, per_axis, windows
 
 Initializer = Callable[..., jax.Array]
 FEW, LARGE = 64, 2**15  # places an example, numbers in a kernel: XLA's weight gradient is as quick then, and sooner compiled
@@ -51,7 +52,7 @@ def conv1d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", d
 
     `padding`: "SAME", "VALID" or ((low, high),); `((kernel - 1, 0),)` looks only back in time. The rest as `conv2d`.
     """
-    return _conv(1, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
+    return _conv(conv1d, 1, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
 
 
 def conv2d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", dilation: Any = 1, groups: int = 1,
@@ -61,12 +62,14 @@ def conv2d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", d
     `kernel`, `stride`, `dilation`: a whole number for both axes, or a pair. `padding`: "SAME", "VALID" or two (low, high)
     pairs. `groups=C` is depthwise. He normal over a window's inputs and zeros unless `w_init`, `b_init` are given.
     """
-    return _conv(2, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
+    return _conv(conv2d, 2, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
 
 
-def _conv(axes: int, features: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: Any, bias: bool,
-          w_init: Initializer | None, b_init: Initializer | None) -> Layer:
-    kind = f"conv{axes}d"
+def _conv(maker: Callable, axes: int, features: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+          bias: bool, w_init: Initializer | None, b_init: Initializer | None) -> Layer:
+    kind = maker.__name__
+    options = given(maker, features, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
+                    w_init=w_init, b_init=b_init)
     (features,), (groups,) = per_axis(f"{kind} features", features, 1), per_axis(f"{kind} groups", groups, 1)
     size, step, spread = (per_axis(f"{kind} {what}", value, axes) for what, value in
                           (("kernel", kernel), ("stride", stride), ("dilation", dilation)))
@@ -113,9 +116,7 @@ def _conv(axes: int, features: Any, kernel: Any, stride: Any, padding: Any, dila
     def placed(x: jax.Array) -> Windows:
         return windows(f"{kind} kernel", x.shape[-axes - 1: -1], size, step, padding, spread)
 
-    called = name(kind, features, kernel, stride=(stride, 1), padding=(padding, "SAME"), dilation=(dilation, 1),
-                  groups=(groups, 1), bias=(bias, True))
-    return Layer(called, init, forward, backward)
+    return Layer(kind, init, forward, backward, options)
 
 
 def _rows(x: jax.Array, axes: int) -> jax.Array:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from ..dtypes import wide_dtype
 from ..errors import expect, expect_floating, expect_params
+from ..facts import given
 from ..layer import Layer, Tree
 
 Initializer = Callable[..., jax.Array]
@@ -36,6 +37,7 @@ def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b
     """
     ok = isinstance(features, Integral) and not isinstance(features, bool) and features >= 0
     expect(ok, "dense features", "a whole number", repr(features))
+    options = given(dense, features, bias=bias, w_init=w_init, b_init=b_init)
     w_init = w_init or jax.nn.initializers.he_normal()
     b_init = b_init or jax.nn.initializers.zeros
     names = ("w", "b") if bias else ("w",)
@@ -71,7 +73,7 @@ def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b
         db = jnp.sum(dy, axis=leading, dtype=acc).astype(x.dtype)  # (O,): the visible sum of the broadcast
         return {"w": dw, "b": db}, dx
 
-    return Layer(f"dense({features}{'' if bias else ', bias=False'})", init, forward, backward)
+    return Layer("dense", init, forward, backward, options)
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:

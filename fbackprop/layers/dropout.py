@@ -20,7 +20,8 @@ import jax.numpy as jnp
 
 from ..dtypes import wide
 from ..errors import expect, expect_floating, expect_params
-from ..layer import Layer, Next, State, Tree
+from ..facts import given
+from ..layer import Layer, Next, State, Tree, twinned
 
 
 def dropout(rate: float) -> Layer:
@@ -29,7 +30,6 @@ def dropout(rate: float) -> Layer:
     A key serves one forward and its backward: two forwards on the same params have the same mask.
     """
     expect(0 <= rate < 1, "dropout rate", "a probability of dropping in [0, 1)", repr(rate), "rate 1 would drop everything")
-    name = f"dropout({rate:g})"
 
     def init(key: jax.Array, x: Any) -> Tree:
         expect_floating(x=x)
@@ -55,7 +55,7 @@ def dropout(rate: float) -> Layer:
     def backward_twin(params: Tree, residuals: tuple[()], dy: jax.Array) -> tuple[Tree, jax.Array]:
         return {"key": Next(params["key"].value)}, dy
 
-    return Layer(name, init, forward, backward, inference=Layer(f"inference({name})", init, forward_twin, backward_twin))
+    return twinned(Layer("dropout", init, forward, backward, given(dropout, rate)), forward_twin, backward_twin)
 
 
 def _key(params: Tree, x: Any) -> jax.Array:

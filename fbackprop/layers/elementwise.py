@@ -38,6 +38,7 @@ from jax import lax
 
 from ..dtypes import wide
 from ..errors import expect, expect_floating, expect_params
+from ..facts import Option, given
 from ..layer import Layer, Tree
 
 
@@ -88,7 +89,7 @@ TABLE: dict[str, Function] = {
 }
 
 
-def _elementwise(function: str, *option: Any, name: str | None = None) -> Layer:
+def _elementwise(function: str, *option: Any, options: tuple[Option, ...] = ()) -> Layer:
     row = TABLE[function]
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -109,7 +110,7 @@ def _elementwise(function: str, *option: Any, name: str | None = None) -> Layer:
             return (), jnp.where(slope, dy, 0)  # not a product: 0 * inf would be NaN
         return (), (slope * wide(dy)).astype(dy.dtype)
 
-    return Layer(name or f"{function}()", init, forward, backward)
+    return Layer(function, init, forward, backward, options)
 
 
 def identity() -> Layer:
@@ -133,7 +134,7 @@ def leaky_relu(slope: float = 0.01) -> Layer:
     The backward reads the sign of y: where slope x underflows to zero (float16: -3e-6 < x < 0) it takes the derivative for 1.
     """
     expect(slope > 0, "leaky_relu slope", "a number > 0", repr(slope), "relu() is the one with slope 0")
-    return _elementwise("leaky_relu", slope, name=f"leaky_relu({slope:g})")
+    return _elementwise("leaky_relu", slope, options=given(leaky_relu, slope))
 
 
 def sigmoid() -> Layer:
@@ -148,7 +149,7 @@ def tanh() -> Layer:
 
 def gelu(approximate: bool = True) -> Layer:
     """y = x Phi(x), in its tanh form unless approximate=False, as `jax.nn.gelu`."""
-    return _elementwise("gelu", approximate, name="gelu()" if approximate else "gelu(approximate=False)")
+    return _elementwise("gelu", approximate, options=given(gelu, approximate=approximate))
 
 
 def silu() -> Layer:
@@ -164,4 +165,4 @@ def softplus() -> Layer:
 def elu(alpha: float = 1.0) -> Layer:
     """y = x for x > 0, alpha (exp x - 1) below; derivative alpha at 0. ValueError unless alpha > 0."""
     expect(alpha > 0, "elu alpha", "a number > 0", repr(alpha))
-    return _elementwise("elu", alpha, name=f"elu({alpha:g})")
+    return _elementwise("elu", alpha, options=given(elu, alpha))

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
+from ..facts import given
 from ..layer import Layer, Tree
 from .dense import Initializer
 
@@ -57,7 +58,7 @@ def embedding(vocabulary: int, features: int, w_init: Initializer | None = None)
         dw = dw.at[x].add(wide(dy), mode="drop", wrap_negative_indices=False)  # a token that came twice gets both
         return {"w": dw.astype(dy.dtype)}, None
 
-    return Layer(f"embedding({vocabulary}, {features})", init, forward, backward)
+    return Layer("embedding", init, forward, backward, given(embedding, vocabulary, features, w_init=w_init))
 
 
 def learned_positions(length: int) -> Layer:
@@ -81,7 +82,7 @@ def learned_positions(length: int) -> Layer:
         dw = jnp.sum(wide(dy), tuple(range(dy.ndim - 2)))  # (T, D): the visible sum of the broadcast
         return {"w": jnp.pad(dw, ((0, length - steps), (0, 0))).astype(dy.dtype)}, dy
 
-    return Layer(f"learned_positions({length})", init, forward, backward)
+    return Layer("learned_positions", init, forward, backward, given(learned_positions, length))
 
 
 def rotary(base: float = 10000.0) -> Layer:
@@ -110,7 +111,7 @@ def rotary(base: float = 10000.0) -> Layer:
         cos, sin = (jnp.broadcast_to(f, a.shape) for f in (jnp.cos(angle), sign * jnp.sin(angle)))
         return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
-    return Layer("rotary()" if base == 10000.0 else f"rotary({base:g})", init, forward, backward)
+    return Layer("rotary", init, forward, backward, given(rotary, base=base))
 
 
 def _expect_size(what: str, size: Any, least: int) -> None:

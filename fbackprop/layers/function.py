@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from ..dtypes import combine, partition
+from ..facts import Option
 from ..layer import Layer, Next, Tree, is_carried, join, merge, split
 
 Function = Callable[[Tree, Any], Any]
@@ -50,5 +51,5 @@ def from_function(fn: Function, init: Callable[[jax.Array, Any], Tree] | None = 
         ((gradients, dx),) = pullback(dy)
         return join(gradients, jax.tree.map(lambda s: Next(s.value), split(params)[1], is_leaf=is_carried)), dx
 
-    name = getattr(fn, "__name__", type(fn).__name__)
-    return Layer(f"from_function({name}, by jax.vjp)", init or (lambda key, x: ()), forward, backward)
+    options = (Option("fn", fn, True), Option("rule", "jax.vjp"))
+    return Layer("from_function", init or (lambda key, x: ()), forward, backward, options)

@@ -14,6 +14,7 @@ Source    Shazeer 2020, section 2; derivation in docs/derivations/glu.md
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
+from ..facts import given
 from ..layer import Layer, Tree
 from .dense import Initializer, weight_gradient
 from .elementwise import TABLE
@@ -31,17 +33,17 @@ def swiglu(hidden: int, w_init: Initializer | None = None) -> Layer:
 
     `w_init` is a `jax.nn.initializers`: LeCun normal (variance 1 / inputs) unless given.
     """
-    return _glu("swiglu", hidden, w_init, "silu")
+    return _glu(swiglu, hidden, w_init, "silu")
 
 
 def geglu(hidden: int, w_init: Initializer | None = None) -> Layer:
     """y = (gelu(x gate) * (x up)) down, gelu in its tanh form; otherwise as `swiglu`."""
-    return _glu("geglu", hidden, w_init, "gelu", True)
+    return _glu(geglu, hidden, w_init, "gelu", True)
 
 
-def _glu(kind: str, hidden: int, w_init: Initializer | None, function: str, *option: Any) -> Layer:
+def _glu(maker: Callable, hidden: int, w_init: Initializer | None, function: str, *option: Any) -> Layer:
     ok = isinstance(hidden, int) and not isinstance(hidden, bool) and hidden >= 0
-    expect(ok, f"{kind} hidden", "a whole number", repr(hidden))
+    expect(ok, f"{maker.__name__} hidden", "a whole number", repr(hidden))
     act = TABLE[function]
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -73,7 +75,7 @@ def _glu(kind: str, hidden: int, w_init: Initializer | None, function: str, *opt
         into, out = (x.shape[-1], hidden), (hidden, x.shape[-1])
         return {"gate": into, "up": into, "down": out}
 
-    return Layer(f"{kind}({hidden})", init, forward, backward)
+    return Layer(maker.__name__, init, forward, backward, given(maker, hidden, w_init=w_init))
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:

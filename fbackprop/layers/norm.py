@@ -28,7 +28,8 @@ from jax import lax
 
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
-from ..layer import Layer, Next, State, Tree
+from ..facts import Option, given
+from ..layer import Layer, Next, State, Tree, twinned
 from .rewire import after
 
 Axes = tuple[int, ...]
@@ -38,12 +39,12 @@ INIT: dict[str, Callable[..., jax.Array]] = {"scale": jnp.ones, "bias": jnp.zero
 def layer_norm(eps: float = 1e-5, scale: bool = True, bias: bool = True) -> Layer:
     """Over the last axis. x (..., D); params {"scale": (D,), "bias": (D,)}, less what is switched off, () without both."""
     names = ("scale",) * scale + ("bias",) * bias
-    return _row_norm(_name("layer_norm", eps, 1e-5, *("scale=False",) * (not scale), *("bias=False",) * (not bias)), names, eps)
+    return _row_norm("layer_norm", given(layer_norm, scale=scale, bias=bias, eps=eps), names, eps)
 
 
 def rms_norm(eps: float = 1e-6) -> Layer:
     """Over the last axis, divided by the root of the mean square, nothing subtracted. x (..., D); params {"scale": (D,)}."""
-    return _row_norm(_name("rms_norm", eps, 1e-6), ("scale",), eps, centred=False)
+    return _row_norm("rms_norm", given(rms_norm, eps=eps), ("scale",), eps, centred=False)
 
 
 def group_norm(groups: int, eps: float = 1e-5) -> Layer:
@@ -56,13 +57,13 @@ def group_norm(groups: int, eps: float = 1e-5) -> Layer:
         expect(x.shape[-1] % groups == 0, "x", f"channels that {groups} groups divide", x)
         return x.reshape(x.shape[0], prod(x.shape[1:-1]), groups, x.shape[-1] // groups)  # B S G C/G
 
-    return _row_norm(_name("group_norm", eps, 1e-5, str(groups)), ("scale", "bias"), eps, view=view, axes=(1, 3))
+    return _row_norm("group_norm", given(group_norm, groups, eps=eps), ("scale", "bias"), eps, view=view, axes=(1, 3))
 
 
-def _row_norm(name: str, names: tuple[str, ...], eps: float, centred: bool = True, axes: Axes = (-1,),
-              view: Callable[[jax.Array], jax.Array] = lambda x: x) -> Layer:
+def _row_norm(kind: str, options: tuple[Option, ...], names: tuple[str, ...], eps: float, centred: bool = True,
+              axes: Axes = (-1,), view: Callable[[jax.Array], jax.Array] = lambda x: x) -> Layer:
     """A norm whose groups lie within an example: over `axes` of view(x)."""
-    _expect_eps(name, eps)
+    _expect_eps(kind, eps)
 
     def init(key: jax.Array, x: Any) -> Tree:
         expect_floating(x=x)
@@ -90,7 +91,7 @@ def _row_norm(name: str, names: tuple[str, ...], eps: float, centred: bool = Tru
         dx = _dnormalized(dh.reshape(h.shape), h, rstd, axes, centred)
         return dparams, dx.reshape(x.shape).astype(x.dtype)
 
-    return Layer(name, init, forward, backward)
+    return Layer(kind, init, forward, backward, options)
 
 
 def batch_norm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
@@ -99,9 +100,8 @@ def batch_norm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
     params {"scale": (C,), "bias": (C,), "mean": State (C,), "var": State (C,)}; `backward` returns as Next of the running
     statistics momentum * old + (1 - momentum) * that of the batch. The inference twin normalizes by them.
     """
-    name = _name("batch_norm", eps, 1e-5, *(f"momentum={momentum:g}",) * (momentum != 0.9))
-    expect(0 <= momentum <= 1, f"{name} momentum", "a share of the old value, 0 to 1", repr(momentum))
-    _expect_eps(name, eps)
+    expect(0 <= momentum <= 1, "batch_norm momentum", "a share of the old value, 0 to 1", repr(momentum))
+    _expect_eps("batch_norm", eps)
 
     def init(key: jax.Array, x: Any) -> Tree:
         expect_floating(x=x)
@@ -130,11 +130,12 @@ def batch_norm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
         running = {"mean": _moved(params["mean"], mean, momentum), "var": _moved(params["var"], var, momentum)}
         return {"scale": dscale.astype(x.dtype), "bias": dbias.astype(x.dtype), **running}, dx.astype(x.dtype)
 
-    return Layer(name, init, forward, backward, inference=_by_running_statistics(name, init, eps))
+    layer = Layer("batch_norm", init, forward, backward, given(batch_norm, momentum=momentum, eps=eps))
+    return twinned(layer, *_by_running_statistics(eps))
 
 
-def _by_running_statistics(name: str, init: Callable, eps: float) -> Layer:
-    """batch_norm out of training: the running statistics are constants, so every example is on its own."""
+def _by_running_statistics(eps: float) -> tuple[Callable, Callable]:
+    """Returns forward and backward of batch_norm out of training: the running statistics are constants."""
 
     def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         _expect_batch(params, x)
@@ -150,7 +151,7 @@ def _by_running_statistics(name: str, init: Callable, eps: float) -> Layer:
         mean, var = (params[name].value.astype(wide_dtype(x.dtype)) for name in ("mean", "var"))
         return mean, lax.rsqrt(var + eps)
 
-    return Layer(f"inference({name})", init, forward, backward)
+    return forward, backward
 
 
 def _like(a: jax.Array, x: jax.Array) -> jax.Array:
@@ -196,10 +197,6 @@ def _daffine(params: Tree, h: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array
 def _moved(running: State, of_batch: jax.Array, momentum: float) -> Next:
     old = running.value
     return Next((momentum * old.astype(of_batch.dtype) + (1 - momentum) * of_batch).astype(old.dtype))
-
-
-def _name(kind: str, eps: float, default: float, *options: str) -> str:
-    return f"{kind}({', '.join((*options, *(f'eps={eps:g}',) * (eps != default)))})"
 
 
 def _expect_eps(name: str, eps: float) -> None:

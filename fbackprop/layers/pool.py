@@ -32,9 +32,10 @@ from jax import lax
 
 from ..dtypes import wide
 from ..errors import expect, expect_floating, expect_params
+from ..facts import Option, given
 from ..layer import Layer, Static, Tree
 from .rewire import after
-from .windows import Windows, added, checked_padding, name, per_axis, windows
+from .windows import Windows, added, checked_padding, per_axis, windows
 
 
 def max_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID") -> Layer:
@@ -54,7 +55,8 @@ def max_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID") -> Lay
         chosen = lambda number: jnp.where(winner == jnp.asarray(number, winner.dtype), wide(dy), 0)
         return added(places.put(chosen(number), offset) for number, offset in enumerate(places.offsets()))
 
-    return _pool("max_pool", window, stride, padding, reduce, spread)
+    options = given(max_pool, window, stride=stride, padding=padding)
+    return _pool("max_pool", options, window, stride, padding, reduce, spread)
 
 
 def avg_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID", count_include_pad: bool = True) -> Layer:
@@ -75,10 +77,12 @@ def avg_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID", count_
         share = shared(wide(dy), places)
         return added(places.put(share, offset) for offset in places.offsets())
 
-    return _pool("avg_pool", window, stride, padding, reduce, spread, count_include_pad=(count_include_pad, True))
+    options = given(avg_pool, window, stride=stride, padding=padding, count_include_pad=count_include_pad)
+    return _pool("avg_pool", options, window, stride, padding, reduce, spread)
 
 
-def _pool(kind: str, window: Any, stride: Any, padding: Any, reduce: Callable, spread: Callable, **options: Any) -> Layer:
+def _pool(kind: str, options: tuple[Option, ...], window: Any, stride: Any, padding: Any, reduce: Callable,
+          spread: Callable) -> Layer:
     """`reduce(x, places) -> (y, kept)` and its transpose `spread(dy, kept, places) -> dx`, on x (B, *sizes, C)."""
     axes = len(window) if isinstance(window, (tuple, list)) else 2
     expect(axes in (1, 2), f"{kind} window", "a whole number, a pair, or (w,) for one axis", repr(window))
@@ -107,8 +111,7 @@ def _pool(kind: str, window: Any, stride: Any, padding: Any, reduce: Callable, s
         kept, dy = after(residuals[0], dy)  # or XLA finds the winners again, and keeps x for it
         return (), spread(rows(dy), kept, placed(shape)).astype(dy.dtype).reshape(shape)
 
-    called = name(kind, window, stride=(stride, None), padding=(padding, "VALID"), **options)
-    return Layer(called, _no_params, forward, backward)
+    return Layer(kind, _no_params, forward, backward, options)
 
 
 def _no_params(key: jax.Array, x: Any) -> Tree:
@@ -145,7 +148,7 @@ def _global(kind: str, reduce: Callable, spread: Callable) -> Layer:
         kept, dy = after(residuals[0], dy)  # or XLA finds the winners again, and keeps x for it
         return (), spread(dy, kept, prod(shape[1:-1])).reshape(shape)
 
-    return Layer(f"{kind}()", _no_params, forward, backward)
+    return Layer(kind, _no_params, forward, backward)
 
 
 def global_avg_pool() -> Layer:

@@ -15,7 +15,6 @@ Source    Werbos 1990 (backpropagation through time); derivation in docs/derivat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,25 +23,13 @@ from jax import lax
 
 from ..compose import expect_parts
 from ..errors import at, expect, expect_floating
+from ..facts import Scan, given
 from ..layer import Layer, Static, Tree
-from .cells import Cell, halves_of
+from .cells import halves_of, rule_of
 from .repeat import restore, scan_keeping
 
 
-@dataclass(frozen=True)
-class OverTime:
-    """recurrent's backward, which tells what it walks over: segments walk otherwise. A layer given another tells nothing."""
-
-    rule: Callable[[Tree, Any, Any], tuple[Tree, Any]]
-    cell: Cell
-    last: bool
-    reverse: bool
-
-    def __call__(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        return self.rule(params, residuals, dy)
-
-
-def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bool = False,
+def recurrent(cell: Layer, last: bool = False, reverse: bool = False, initial: bool = False,
               truncate: int | None = None) -> Layer:
     """x (B, T, F) -> y (B, T, H) by `cell` at every step. params: a tuple of one tree, the cell's.
 
@@ -51,6 +38,7 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
     step that runs first (truncated backpropagation through time: no longer the gradient of the forward, on purpose).
     State in the cell is the same at every step (one dropout mask a sequence).
     """
+    start = rule_of(cell).start
     expect(truncate is None or truncate >= 1, "recurrent truncate", "None or at least 1", repr(truncate))
 
     def begin(x: Any) -> tuple[Any, Any]:
@@ -60,7 +48,7 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
             carry, x = x
         expect_floating(x=x)
         expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
-        return (carry if initial else cell.start(one_step(x))), x
+        return (carry if initial else start(one_step(x))), x
 
     def cut(turn: jax.Array, carry: Any, stop: Callable[[jax.Array], jax.Array]) -> Any:
         if truncate is None:
@@ -116,9 +104,9 @@ def recurrent(cell: Cell, last: bool = False, reverse: bool = False, initial: bo
         return (dparams,), ((dbefore, dx) if initial else dx)
 
     options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
-    words = "".join(f", {name}={value}" for name, value in options.items() if value)
-    return Layer(f"recurrent({cell.name}{words})", init, forward, OverTime(backward, cell, last, reverse), parts=(cell,),
-                 rebuild=lambda parts: recurrent(Cell(**{**vars(parts[0]), "start": cell.start}), **options))
+    scan = None if initial or truncate else Scan("time", last=last, reverse=reverse)
+    return Layer("recurrent", init, forward, backward, given(recurrent, **options), parts=(cell,), scan=scan,
+                 rebuild=lambda parts: recurrent(parts[0], **options))
 
 
 def one_step(x: Any) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,6 @@ Source    elementary; derivation in docs/derivations/repeat.md
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,20 +23,11 @@ from jax import lax
 
 from ..compose import expect_parts
 from ..errors import at, expect, expect_like
+from ..facts import Option, Scan
 from ..layer import Layer, Static, Tree
 
 
-@dataclass(frozen=True)
-class Repeat(Layer):
-    """A Layer that knows how often its part runs."""
-
-    n: int = 1
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def repeat(layer: Layer, n: int, unroll: bool = False) -> Repeat:
+def repeat(layer: Layer, n: int, unroll: bool = False) -> Layer:
     """`layer` n times. unroll=True writes the steps out: longer to compile, more for XLA to fuse."""
     ok = isinstance(n, int) and not isinstance(n, bool) and n >= 1
     expect(ok, "repeat n", "a whole number of at least 1", repr(n))
@@ -84,8 +74,9 @@ def repeat(layer: Layer, n: int, unroll: bool = False) -> Repeat:
         dx, dparams = lax.scan(body, dy, (params[0], kept), reverse=True)
         return (dparams,), dx
 
-    return Repeat(f"repeat({layer.name}, {n})", init, forward, backward, parts=(layer,),
-                  rebuild=lambda parts: repeat(parts[0], n, unroll), n=n)
+    options = (Option("n", n, positional=True), Option("unroll", unroll))[: 1 + unroll]
+    return Layer("repeat", init, forward, backward, options, parts=(layer,), scan=Scan("params", n),
+                 rebuild=lambda parts: repeat(parts[0], n, unroll))
 
 
 def _slice(tree: Tree, k: int) -> Tree:

@@ -23,7 +23,7 @@ from jax import lax
 
 from ..dtypes import is_floating
 from ..errors import expect, show
-from ..layer import Layer, Next, State, Tree, Wrapped, merge, named_leaves, paths, split
+from ..layer import Layer, Next, State, Tree, Wrapped, merge, named_leaves, paths, split, wrapper
 
 BARRIERS_FALL = jax.__version_info__ < (0, 11)  # later ones keep them on a CPU, where the zero would cost a copy of x
 
@@ -39,8 +39,7 @@ def checkpoint(layer: Layer) -> Layer:
         _, residuals = layer.forward(params, x)
         return layer.backward(params, residuals, dy)
 
-    return Layer(f"checkpoint({layer.name})", layer.init, forward, backward, parts=(layer,),
-                 rebuild=lambda parts: checkpoint(*parts), wraps=True)
+    return wrapper(layer, "checkpoint", checkpoint, forward, backward)
 
 
 def after(x: Any, dy: Any) -> tuple[Any, Any]:
@@ -75,8 +74,7 @@ def frozen(layer: Layer) -> Layer:
         dparams, dx = layer.backward(inside(params), residuals, dy)
         return Wrapped(Next(params.inner.value), split(dparams)[1]), dx  # the gradients are dead code
 
-    return Layer(f"frozen({layer.name})", init, forward, backward, parts=(layer,),
-                 rebuild=lambda parts: frozen(*parts), wraps=True)
+    return wrapper(layer, "frozen", frozen, forward, backward, init)
 
 
 def tied(net: Layer, ties: Mapping[str, str]) -> Layer:
@@ -118,8 +116,8 @@ def tied(net: Layer, ties: Mapping[str, str]) -> Layer:
             sums[source] = sums.get(source, gradients[source]) + gradients[target]
         return _with(dparams, {**sums, **dict.fromkeys(ties)}), dx
 
-    return Layer(f"tied({net.name})", init, forward, backward, parts=(net,),
-                 rebuild=lambda parts: tied(parts[0], ties), wraps=True)
+    options = (("ties", tuple(ties.items())),)
+    return wrapper(net, "tied", lambda part: tied(part, ties), forward, backward, init, options)
 
 
 def _with(tree: Tree, leaves: Mapping[str, Any]) -> Tree:

@@ -13,18 +13,18 @@ Source    those of recurrent and of the cells; derivation in docs/derivations/re
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
 
-from ..adjustable import Adjustable
 from ..compose import chain
 from ..errors import expect
 from ..layer import Layer
-from .cells import Cell, gru_cell, lstm_cell, rnn_cell
+from .cells import gru_cell, lstm_cell, rnn_cell
 from .dense import dense
 from .recurrent import recurrent
-from .segments import in_segments, segments
+from .segments import by_segments, in_segments, segments
 
 XAVIER = jax.nn.initializers.glorot_uniform()
 
@@ -48,14 +48,20 @@ def gru(features: int, segment: int | None = None, remake: str | None = None, **
     return _projected(3 * features, gru_cell(features), segment, remake, options)
 
 
-def _projected(width: int, cell: Cell, segment: int | None, remake: str | None, options: dict[str, Any]) -> Layer:
+def _projected(width: int, cell: Layer, segment: int | None, remake: str | None, options: dict[str, Any]) -> Layer:
     before, over = dense(width, w_init=XAVIER), recurrent(cell, **options)
     whole_only = {"truncate", "initial"} & {name for name, value in options.items() if value}
     if segment is None:
         expect(remake is None, "remake", "a segment beside it", "segment=None", "Give both: segment=16, remake='gates'")
-        whole = chain(before, over)
-        return whole if whole_only else Adjustable(
-            **vars(whole), settings=lambda x: segments(x.shape[1], "nothing"),
-            adjusted=lambda segment, remake=None: _projected(width, cell, segment, remake, options))
+        return _whole(before, over)
     expect(not whole_only, "segment", "no truncate and no initial beside it", repr(options))
     return in_segments(before, over, segment, remake or "gates")
+
+
+def _whole(before: Layer, over: Layer) -> Layer:
+    """Returns chain(before, over), which offers segments where `over` can be taken in segments."""
+    whole = chain(before, over)
+    if over.scan is None:
+        return whole
+    tuning = by_segments(before, over, lambda x: segments(x.shape[1], "nothing"))
+    return replace(whole, rebuild=lambda parts: _whole(*parts), tuning=tuning)

@@ -20,6 +20,7 @@ cotangents of a segment in the backward.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +28,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..adjustable import Adjustable, halves
+from ..adjustable import halves
 from ..compose import chain, expect_parts
 from ..errors import at, expect, expect_floating
+from ..facts import Option, Scan, Setting, Tuning, given
 from ..layer import Layer, Tree, join, split
-from .cells import again_of, halves_of
-from .recurrent import OverTime, one_step
+from .cells import again_of, halves_of, rule_of
+from .recurrent import one_step
 from .repeat import restore, scan_keeping, set_apart
 
 REMAKE = ("nothing", "gates", "carries")
@@ -48,14 +50,19 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
     expect(ok, "segment", "a whole number of steps, at least 1", repr(size))
     expect(remake in REMAKE, "remake", ", ".join(map(repr, REMAKE)), repr(remake))
     whole = chain(before, over)
-    if not isinstance(over.backward, OverTime):
+    if over.scan is None:
         return whole
-    rule = _Segments(before, over, over.backward, size, remake)
-    name = f"in_segments({before.name}, {over.name}, {size}{f', remake={remake!r}' * (remake != 'gates')})"
-    return Adjustable(name, whole.init, rule.forward, rule.backward, parts=whole.parts,
-                      rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
-                      adjusted=lambda segment, remake=remake: in_segments(before, over, segment, remake),
-                      settings=lambda x: segments(min(size, x.shape[1]), remake))
+    rule = _Segments(before, over, over.parts[0], over.scan, size, remake)
+    options = (Option("size", size, True), *given(in_segments, remake=remake))
+    return Layer("in_segments", whole.init, rule.forward, rule.backward, options, parts=whole.parts,
+                 rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
+                 tuning=by_segments(before, over, lambda x: segments(min(size, x.shape[1]), remake)))
+
+
+def by_segments(before: Layer, over: Layer, settings: Callable[[Any], Sequence[Setting]]) -> Tuning:
+    """Returns the tuning of a layer that may be `in_segments(before, over, ...)`."""
+    return Tuning(("segment", "remake"), settings,
+                  lambda setting: in_segments(before, over, setting["segment"], setting.get("remake", "gates")))
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class _Segments:
 
     before: Layer
     over: Layer
-    way: OverTime
+    cell: Layer
+    way: Scan
     size: int
     remake: str
 
@@ -90,7 +98,7 @@ class _Segments:
         last, reverse = self.way.last, self.way.reverse
         end = 0 if reverse else x.shape[1] - 1  # the step that runs last
         kept = restore(plan, (), kept)
-        pull, gradients = halves_of(self.way.cell, params[1][0])
+        pull, gradients = halves_of(self.cell, params[1][0])
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any]:
             dcarry, sums = state
@@ -107,13 +115,13 @@ class _Segments:
 
             def step(dcarry: Any, s: jax.Array) -> tuple[Any, Any]:
                 dy_t = jnp.where(begins + s == end, dy, jnp.zeros_like(dy)) if last else _take(dy, begins + s, 1)
-                with at(1, self.over), at(0, self.way.cell):
+                with at(1, self.over), at(0, self.cell):
                     dbefore, da = pull(restore(inner, _take(a, s), [_take(leaf, start + s) for leaf in leaves]), (dcarry, dy_t))
                 return dbefore, (da, (dcarry, dy_t))
 
             dcarry, (da, dstates) = lax.scan(step, dcarry, jnp.arange(steps), reverse=not reverse)
             here = [lax.dynamic_slice_in_dim(leaf, start, steps) for leaf in leaves]
-            with at(1, self.over), at(0, self.way.cell):
+            with at(1, self.over), at(0, self.cell):
                 dcell = gradients(restore(inner, a, here), da, dstates)  # all steps at once
             with at(0, self.before):
                 dbefore, dx = self.before.backward(params[0], kept_before, jnp.moveaxis(da, 0, 1))
@@ -130,17 +138,17 @@ class _Segments:
         def specs(x_t: jax.Array) -> tuple[jax.Array, jax.Array]:
             with at(0, self.before):
                 a, _ = self.before.forward(params[0], x_t)
-            return a, self.cell_at(params, cell.start(a), a)[0][1]
+            return a, self.cell_at(params, start(a), a)[0][1]
 
-        cell = self.way.cell
+        start = rule_of(self.cell).start
         a, y = jax.eval_shape(specs, one_step(x))
         steps = next(n for n in range(min(self.size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
-        state = cell.start(a), jnp.zeros(y.shape, y.dtype) if self.way.last else None
+        state = start(a), jnp.zeros(y.shape, y.dtype) if self.way.last else None
         return state, jnp.arange(x.shape[1] // steps), steps
 
     def walk(self, params: Tree, state: Any, x: jax.Array, times: jax.Array, remake: str) -> tuple[Any, Any, Any]:
         """From the state (carry, y or None) over these steps of x (B, T, F): `(state, ys or None, (kept, plan))`."""
-        keep, _ = again_of(self.way.cell)
+        keep, _ = again_of(self.cell)
         last = self.way.last
 
         def step(state: Any, t: jax.Array) -> tuple[Any, Any, Any]:
@@ -159,12 +167,12 @@ class _Segments:
         if self.remake == "carries":
             _, _, (made, plan) = self.walk(params, (carry, y), x, jnp.arange(x.shape[1]), "nothing")
             return restore(plan, (), made)
-        _, again = again_of(self.way.cell)
+        _, again = again_of(self.cell)
         return set_apart(again(params[1][0], carry, restore(plan, (), read), a, self.way.reverse), a)
 
     def cell_at(self, params: Tree, carry: Any, a: jax.Array) -> tuple[Any, Any]:
-        with at(1, self.over), at(0, self.way.cell):
-            return self.way.cell.forward(params[1][0], (carry, a))
+        with at(1, self.over), at(0, self.cell):
+            return self.cell.forward(params[1][0], (carry, a))
 
 
 def _take(a: jax.Array, i: jax.Array, axis: int = 0) -> jax.Array:

@@ -27,6 +27,7 @@ import numpy as np
 
 from ..dtypes import is_floating, wide
 from ..errors import expect, expect_floating, expect_params
+from ..facts import Option, given
 from ..layer import Layer, Static, Tree
 
 Shape = tuple[int, ...]
@@ -39,7 +40,7 @@ def flatten() -> Layer:
         _expect_batch_axis(x)
         return x.reshape(x.shape[0], prod(x.shape[1:]))
 
-    return _moving("flatten()", move, lambda shape, dy: dy.reshape(shape))
+    return _moving("flatten", (), move, lambda shape, dy: dy.reshape(shape))
 
 
 def reshape(*shape: int) -> Layer:
@@ -55,7 +56,7 @@ def reshape(*shape: int) -> Layer:
         left = have // max(known, 1)  # not asked of jnp.reshape, which cannot divide an empty batch
         return x.reshape(x.shape[0], *(left if size < 0 else size for size in shape))
 
-    return _moving(f"reshape({', '.join(map(str, shape))})", move, lambda shape, dy: dy.reshape(shape))
+    return _moving("reshape", given(reshape, *shape), move, lambda shape, dy: dy.reshape(shape))
 
 
 def transpose(*axes: int) -> Layer:
@@ -67,7 +68,7 @@ def transpose(*axes: int) -> Layer:
         return jnp.transpose(x, axes)
 
     back = tuple(int(axis) for axis in np.argsort(axes))
-    return _moving(f"transpose({', '.join(map(str, axes))})", move, lambda _, dy: jnp.transpose(dy, back))
+    return _moving("transpose", given(transpose, *axes), move, lambda _, dy: jnp.transpose(dy, back))
 
 
 def take_last() -> Layer:
@@ -77,10 +78,11 @@ def take_last() -> Layer:
         expect(x.ndim >= 2 and x.shape[-2] > 0, "x", "at least one step in time, (..., T, D)", x)
         return x[..., -1, :]
 
-    return _moving("take_last()", move, lambda shape, dy: jnp.zeros(shape, dy.dtype).at[..., -1, :].set(dy))
+    return _moving("take_last", (), move, lambda shape, dy: jnp.zeros(shape, dy.dtype).at[..., -1, :].set(dy))
 
 
-def _moving(name: str, move: Callable[[jax.Array], jax.Array], back: Callable[[Shape, jax.Array], jax.Array]) -> Layer:
+def _moving(kind: str, options: tuple[Option, ...], move: Callable[[jax.Array], jax.Array],
+            back: Callable[[Shape, jax.Array], jax.Array]) -> Layer:
     """y = move(x), dx = back(shape of x, dy)."""
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -95,7 +97,7 @@ def _moving(name: str, move: Callable[[jax.Array], jax.Array], back: Callable[[S
         shape, floating = residuals.value
         return (), back(shape, dy) if floating else None
 
-    return Layer(name, init, forward, backward)
+    return Layer(kind, init, forward, backward, options)
 
 
 def _expect_batch_axis(x: jax.Array) -> None:
@@ -122,4 +124,4 @@ def scale(factor: float) -> Layer:
     def times(x: jax.Array) -> jax.Array:
         return (float(factor) * wide(x)).astype(x.dtype)
 
-    return Layer(f"scale({factor:g})", init, forward, backward)
+    return Layer("scale", init, forward, backward, given(scale, float(factor)))

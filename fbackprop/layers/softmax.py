@@ -33,7 +33,7 @@ def softmax() -> Layer:
         mean = jnp.sum(y * dy, axis=-1, keepdims=True)  # (..., 1): the rank-one term
         return y * (dy - jnp.broadcast_to(mean, y.shape))
 
-    return _over_last_axis("softmax()", jax.nn.softmax, dx)
+    return _over_last_axis("softmax", jax.nn.softmax, dx)
 
 
 def log_softmax() -> Layer:
@@ -43,10 +43,10 @@ def log_softmax() -> Layer:
         total = jnp.sum(dy, axis=-1, keepdims=True)  # (..., 1): the rank-one term
         return dy - jnp.exp(y) * jnp.broadcast_to(total, y.shape)
 
-    return _over_last_axis("log_softmax()", jax.nn.log_softmax, dx)
+    return _over_last_axis("log_softmax", jax.nn.log_softmax, dx)
 
 
-def _over_last_axis(name: str, f: Function, dx: Function) -> Layer:
+def _over_last_axis(kind: str, f: Function, dx: Function) -> Layer:
     """y = f(x) and dx from y and dy, in the wide dtype."""
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -63,4 +63,4 @@ def _over_last_axis(name: str, f: Function, dx: Function) -> Layer:
     def backward(params: Tree, y: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
         return (), dx(y, wide(dy)).astype(dy.dtype)
 
-    return Layer(name, init, forward, backward)
+    return Layer(kind, init, forward, backward)

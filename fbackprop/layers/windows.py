@@ -125,9 +125,3 @@ def checked_padding(what: str, padding: Any, axes: int) -> str | Pads:
     ok = not isinstance(padding, str) and len(pads) == axes and min(map(min, pads)) >= 0
     expect(ok, what, f"'SAME', 'VALID' or {axes} (low, high) pairs of numbers >= 0, one an axis", repr(padding))
     return pads
-
-
-def name(kind: str, *args: Any, **options: tuple[Any, Any]) -> str:
-    """The call that makes the layer, without the options (value, default) that stand at their default."""
-    given = [f"{key}={value!r}" for key, (value, default) in options.items() if value != default]
-    return f"{kind}({', '.join([*map(repr, args), *given])})"

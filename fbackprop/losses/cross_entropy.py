@@ -28,8 +28,9 @@ from jax import lax
 
 from ..dtypes import is_floating, wide
 from ..errors import expect, expect_floating, expect_params
+from ..facts import given
 from ..layer import Layer, Tree
-from .inputs import check_options, class_numbers, expect_array, inverse, is_index, named, no_params, several
+from .inputs import check_options, class_numbers, expect_array, inverse, is_index, no_params, several
 
 
 def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = None, ignore_index: int | None = None) -> Layer:
@@ -75,8 +76,8 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = 
         dweights = (losses - value * k) * (scale * dvalue)  # a weight is in the divisor too
         return (), (dx, dtarget, dweights.astype(weights.dtype))
 
-    options = {"label_smoothing": a, "class_weights": None if c is None else "...", "ignore_index": ignore_index}
-    return Layer(named("softmax_cross_entropy", **options), no_params, forward, backward)
+    options = given(softmax_cross_entropy, label_smoothing=a, class_weights=c, ignore_index=ignore_index)
+    return Layer("softmax_cross_entropy", no_params, forward, backward, options)
 
 
 def _counted(target: jax.Array, x: jax.Array, smoothing: float, class_weights: Any,

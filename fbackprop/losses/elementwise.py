@@ -24,6 +24,7 @@ from jax import lax
 
 from ..dtypes import wide
 from ..errors import expect, expect_floating, expect_params
+from ..facts import Option, given
 from ..layer import Layer, Tree
 from .inputs import no_params, several
 
@@ -40,7 +41,7 @@ def _checked(params: Tree, batch: Any, mean: bool = True) -> tuple[jax.Array, ja
     return y, target
 
 
-def _of_difference(name: str, f: Function, df: Function, mean: bool = True) -> Layer:
+def _of_difference(kind: str, f: Function, df: Function, mean: bool = True, options: tuple[Option, ...] = ()) -> Layer:
     """sum f(y - t), or its mean."""
 
     def forward(params: Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
@@ -53,17 +54,17 @@ def _of_difference(name: str, f: Function, df: Function, mean: bool = True) -> L
         dy = (df(wide(difference)) * scale).astype(difference.dtype)
         return (), (dy, -dy)
 
-    return Layer(name, no_params, forward, backward)
+    return Layer(kind, no_params, forward, backward, options)
 
 
 def mse() -> Layer:
     """The mean over every element of (y - target)^2."""
-    return _of_difference("mse()", jnp.square, lambda e: 2 * e)
+    return _of_difference("mse", jnp.square, lambda e: 2 * e)
 
 
 def half_squared_error() -> Layer:
     """Half the sum over every element, batch included, of (y - target)^2: its gradient is y - target."""
-    return _of_difference("half_squared_error()", lambda e: 0.5 * jnp.square(e), lambda e: e, mean=False)
+    return _of_difference("half_squared_error", lambda e: 0.5 * jnp.square(e), lambda e: e, mean=False)
 
 
 def huber(delta: float = 1.0) -> Layer:
@@ -71,8 +72,7 @@ def huber(delta: float = 1.0) -> Layer:
     expect(delta > 0, "huber delta", "a number > 0", repr(delta))
     clipped = lambda e: jnp.clip(e, -delta, delta)
     # with c the clipped difference: e^2 / 2 inside, where c = e, and delta |e| - delta^2 / 2 outside
-    name = f"huber({'' if delta == 1 else f'{delta:g}'})"
-    return _of_difference(name, lambda e: clipped(e) * (e - 0.5 * clipped(e)), clipped)
+    return _of_difference("huber", lambda e: clipped(e) * (e - 0.5 * clipped(e)), clipped, options=given(huber, delta=delta))
 
 
 def binary_cross_entropy_with_logits() -> Layer:
@@ -91,4 +91,4 @@ def binary_cross_entropy_with_logits() -> Layer:
         dx, dt = (lax.logistic(x) - wide(target)) * scale, -x * scale
         return (), (dx.astype(logits.dtype), dt.astype(target.dtype))
 
-    return Layer("binary_cross_entropy_with_logits()", no_params, forward, backward)
+    return Layer("binary_cross_entropy_with_logits", no_params, forward, backward)

@@ -54,9 +54,3 @@ def check_options(label_smoothing: float, ignore_index: int | None) -> None:
     expect(0 <= label_smoothing < 1, "label_smoothing", "a share in [0, 1)", repr(label_smoothing))
     ok = ignore_index is None or (isinstance(ignore_index, int) and not isinstance(ignore_index, bool))
     expect(ok, "ignore_index", "a whole number or None", repr(ignore_index))
-
-
-def named(name: str, *arguments: Any, **options: Any) -> str:
-    """A call as it was written, options left at None, 0 or False left out: `name(3, chunk=2)`."""
-    given = [f"{key}={value}" for key, value in options.items() if value is not None and value is not False and value != 0.0]
-    return f"{name}({', '.join([*map(str, arguments), *given])})"

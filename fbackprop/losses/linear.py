@@ -32,12 +32,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..adjustable import Adjustable, halves
+from ..adjustable import halves
 from ..dtypes import wide, wide_dtype
 from ..errors import expect, expect_floating, expect_params
+from ..facts import Tuning, given
 from ..layer import Layer, Tree
 from .cross_entropy import column
-from .inputs import check_options, class_numbers, expect_array, inverse, is_index, named, several
+from .inputs import check_options, class_numbers, expect_array, inverse, is_index, several
 
 Initializer = Callable[..., jax.Array]
 AXES = ("tokens", "vocabulary")
@@ -59,6 +60,8 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
     check_options(label_smoothing, ignore_index)
     a = label_smoothing
     # a row of w is one class, so fan-in is its last axis
+    made_with: dict[str, Any] = {"axis": axis, "bias": bias, "label_smoothing": a, "ignore_index": ignore_index,
+                                 "w_init": w_init}
     w_init = w_init or jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2)
     names = ("w", "b") if bias else ("w",)
 
@@ -148,12 +151,13 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
         dh, dw, db = ((wide(total) * scale).astype(dtype) for total in (dh, dw, db))
         return {"w": dw, "b": db} if bias else {"w": dw}, (dh, None)
 
-    name = named("linear_cross_entropy", vocabulary, chunk=chunk, axis=None if axis == AXES[0] else repr(axis), bias=bias,
-                 label_smoothing=a, ignore_index=ignore_index)
-    return Adjustable(
-        name, init, forward, backward, inference=_linear_logits(vocabulary, init, names),
-        adjusted=lambda chunk: linear_cross_entropy(vocabulary, chunk, axis, bias, label_smoothing, ignore_index, w_init),
-        settings=lambda x: ({"chunk": size} for size in halves(chunk or _whole(x, vocabulary, axis), 32)))
+    options = given(linear_cross_entropy, vocabulary, chunk=chunk, **made_with)
+    tuning = Tuning(
+        ("chunk",),
+        lambda x: [{"chunk": size} for size in halves(chunk or _whole(x, vocabulary, axis), 32)],
+        lambda setting: linear_cross_entropy(vocabulary, setting["chunk"], **made_with))
+    return Layer("linear_cross_entropy", init, forward, backward, options, tuning=tuning,
+                 inference=_linear_logits(vocabulary, init, names))
 
 
 def _whole(x: Any, vocabulary: int, axis: str) -> int:
@@ -174,7 +178,7 @@ def _linear_logits(vocabulary: int, init: Any, names: tuple[str, ...]) -> Layer:
         db = jnp.sum(wide(_rows(dy)), axis=0).astype(h.dtype)
         return {"w": dw, "b": db} if "b" in names else {"w": dw}, (dh, None)
 
-    return Layer(f"linear_logits({vocabulary})", init, forward, backward)
+    return Layer("linear_logits", init, forward, backward, given(_linear_logits, vocabulary))
 
 
 def _checked(params: Tree, x: Any, names: tuple[str, ...], vocabulary: int) -> tuple[jax.Array, Any]:

@@ -15,9 +15,10 @@ from typing import Any
 
 import jax
 
-from ..adjustable import Adjustable, Setting, with_settings
-from ..compose import map_layers_with_path, value_and_grad
+from ..adjustable import with_settings
+from ..compose import map_layers_with_path, objective, value_and_grad
 from ..errors import expect
+from ..facts import Setting
 from ..flops import flops_of, traffic_of
 from ..layer import Layer, Tree
 from .peak import peak_of
@@ -112,8 +113,7 @@ class _Search:
 
     def __init__(self, net: Layer, loss: Layer | None, batch: Any) -> None:
         self.net, self.loss, self.batch = net, loss, batch
-        self.x = batch if loss is None else batch[0]
-        self.params = jax.eval_shape(lambda key: net.init(key, self.x), jax.random.key(0))
+        self.params = jax.eval_shape(lambda key: objective(net, loss).init(key, batch), jax.random.key(0))
         self.known: dict[str, tuple[int, int, int]] = {}
         self.found: dict[str, list[Site]] = {}
         self.measured: dict[str, Plan] = {}
@@ -211,9 +211,9 @@ class _Search:
         offered: dict[str, list[Setting]] = {}
 
         def noted(path: str, layer: Layer) -> Layer:
-            if not isinstance(layer, Adjustable) or layer.settings is None:
+            if layer.tuning is None:
                 return layer
-            settings = layer.settings
+            settings = layer.tuning.settings
 
             def forward(params: Tree, x: Any) -> tuple[Any, Any]:
                 offered[path] = list(settings(jax.eval_shape(lambda: x)))
@@ -221,7 +221,7 @@ class _Search:
 
             return replace(layer, forward=forward)
 
-        jax.eval_shape(map_layers_with_path(self.net, noted).forward, self.params, self.x)
+        jax.eval_shape(map_layers_with_path(objective(self.net, self.loss), noted).forward, self.params, self.batch)
         return {path: settings for path, settings in offered.items() if settings}
 
     def sites(self, now: Plan) -> Iterator[tuple[str, Schedule]]:
@@ -235,5 +235,5 @@ class _Search:
     def sites_with(self, settings: Mapping[str, Setting]) -> list[Site]:
         key = repr(sorted(settings.items()))
         if key not in self.found:
-            self.found[key] = sites_of(with_settings(self.net, settings), self.params, self.x)
+            self.found[key] = sites_of(objective(with_settings(self.net, settings), self.loss), self.params, self.batch)
         return self.found[key]

@@ -7,7 +7,7 @@ return in the dtypes params and x came in. A cast is linear, so its cotangent is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ..compose import map_layers_with_path
 from ..dtypes import is_floating
 from ..errors import expect
-from ..layer import Layer, Static, Tree, is_carried
+from ..layer import Layer, Static, Tree, is_carried, wrapper
 
 Cast = Callable[[Tree], Tree]
 
@@ -60,8 +60,6 @@ def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> L
         return any(fnmatchcase(path, glob) for glob in keep)
 
     def rewritten(path: str, layer: Layer) -> Layer:
-        if layer.wraps:
-            return layer  # what it wraps has the same path
         seen.append(path)
         if any(map(kept, _above(path))):
             return layer
@@ -97,8 +95,7 @@ def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cas
         dparams, dx = layer.backward(of_params(params), residuals, _returned(dy, dtypes_of_y))
         return _like(dparams, params), _returned(dx, dtypes_of_x)
 
-    return replace(layer, init=init, forward=forward, backward=backward, inference=None, parts=(layer,), wraps=True,
-                   rebuild=lambda parts: _between(parts[0], of_params, of_x, of_y, at_init))
+    return wrapper(layer, "cast", lambda part: _between(part, of_params, of_x, of_y, at_init), forward, backward, init)
 
 
 def _above(path: str) -> list[str]:

@@ -77,7 +77,7 @@ def of_records(found: dict[str, Record]) -> dict[str, Reading]:
     for path, record in found.items():
         sums, counts = record.value["sums"], record.value["counts"]
         for block in np.ndindex(*counts.shape[:-1]):
-            each[_in_block(path, record.axes, block)] = _reading(record.layer, sums[block], counts[block])
+            each[_in_block(path, record.axes, block)] = _reading(record, sums[block], counts[block])
     return {path: each[path] for path in sorted(each, key=turn)}
 
 
@@ -89,12 +89,11 @@ def _in_block(path: str, axes: tuple[int, ...], block: tuple[int, ...]) -> str:
     return "/".join(parts)
 
 
-def _reading(layer: str, sums: Any, counts: Any) -> Reading:
-    kind = layer.partition("(")[0]
+def _reading(record: Record, sums: Any, counts: Any) -> Reading:
     y, dy, dparams = (_norms(row) for row in sums)
     residuals, dx, alike, dead, saturated = _numbers(counts)
-    return Reading(layer, y, dy, dparams, residuals, dx, alike, dead if kind == "relu" else None,
-                   saturated if kind in SATURATED else None)
+    return Reading(record.layer, y, dy, dparams, residuals, dx, alike, dead if record.of == "relu" else None,
+                   saturated if record.of in SATURATED else None)
 
 
 def _numbers(row: Any) -> list[Any]:

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
-from ..compose import objective, replace_rules, value_and_grad
+from ..compose import core, objective, replace_rules, value_and_grad
 from ..errors import expect
-from ..layer import Layer, Next, State, Tree, Wrapped, graft, named_leaves
+from ..layer import Layer, Next, State, Tree, Wrapped, graft, named_leaves, wrapper
 
 
 @tree_util.register_pytree_with_keys_class
@@ -23,20 +23,21 @@ from ..layer import Layer, Next, State, Tree, Wrapped, graft, named_leaves
 class Record:
     """What was written down at a layer. Everything but `value` is part of the tree's structure.
 
-    kind: who wrote it. layer: its name. axes: for each leading axis that a `repeat` put in front of `value`, the place in the
-    layer's path of the component that is repeated.
+    kind: who wrote it. layer, of: the layer's name and kind. axes: for each leading axis that a `repeat` put in front of
+    `value`, the place in the layer's path of the component that is repeated.
     """
 
     value: Tree
     kind: str
     layer: str
+    of: str
     axes: tuple[int, ...] = ()
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Tree]], tuple[str, str, tuple[int, ...]]]:
-        return ((tree_util.DictKey(f"recorded {self.kind}"), self.value),), (self.kind, self.layer, self.axes)
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Tree]], tuple[str, str, str, tuple[int, ...]]]:
+        return ((tree_util.DictKey(f"recorded {self.kind}"), self.value),), (self.kind, self.layer, self.of, self.axes)
 
     @classmethod
-    def tree_unflatten(cls, aux: tuple[str, str, tuple[int, ...]], children: tuple[Tree]) -> Record:
+    def tree_unflatten(cls, aux: tuple[str, str, str, tuple[int, ...]], children: tuple[Tree]) -> Record:
         return cls(children[0], *aux)
 
 
@@ -48,7 +49,7 @@ def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lam
     """`layer` with a Record beside its params: `start` in the State, what `read` returns in the Next. Paths stay."""
 
     def init(key: jax.Array, x: Any) -> Tree:
-        return Wrapped(layer.init(key, x), State(Record(start, kind, layer.name)))
+        return Wrapped(layer.init(key, x), State(Record(start, kind, core(layer).name, core(layer).kind)))
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
         expect(isinstance(params, Wrapped), "params", f"those of a layer with its {kind} recorded", params, "Use graft()",
@@ -62,8 +63,8 @@ def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lam
         record = replace(params.own.value, value=read(of_y, residuals, dy, dparams, dx))
         return Wrapped(dparams, Next(record)), dx
 
-    return replace(layer, name=f"{kind} of {layer.name}", init=init, forward=forward, backward=backward, inference=None,
-                   parts=(layer,), rebuild=lambda parts: recording(parts[0], kind, start, read, note), wraps=True)
+    return wrapper(layer, "recording", lambda part: recording(part, kind, start, read, note), forward, backward, init,
+                   (("what", kind),))
 
 
 def records(tree: Tree, kind: str) -> dict[str, Record]:

@@ -20,10 +20,11 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from ..compose import chain, map_layers_with_path
+from ..compose import chain, inside, map_layers_with_path
 from ..errors import expect
+from ..facts import Option, Scan
 from ..layer import Layer, Tree
-from ..layers.repeat import Repeat, repeat
+from ..layers.repeat import repeat
 from ..layers.rewire import checkpoint
 
 Schedule: TypeAlias = "tuple[int | Schedule, ...]"
@@ -83,27 +84,37 @@ def recomputed(schedule: Schedule) -> int:
 
 
 def scheduled(layer: Layer, schedule: Schedule) -> Layer:
-    """A chain or a repeat that keeps what `schedule` says, whatever it kept before; its params, and their paths, stay.
+    """Returns a chain or a repeat that keeps what `schedule` says, whatever it kept before, on the same params.
 
-    Raises ValueError for a schedule of another number of steps, TypeError for a layer that is neither.
+    Wrappers (checkpoint, frozen, tied, a cast) stay around it. Raises ValueError for a schedule of another number of steps,
+    TypeError for a layer that is neither.
     """
-    steps = length(layer)
+    return inside(layer, lambda layer: _scheduled(layer, schedule))
+
+
+def _scheduled(layer: Layer, schedule: Schedule) -> Layer:
+    steps, scan = length(layer), layer.scan
+    assert scan is not None
     expect(steps_of(schedule) == steps, "schedule", f"{steps} steps, as {layer.name} has", f"{steps_of(schedule)}: {schedule}")
-    if isinstance(layer, Repeat):
+    plain = repeat(layer.parts[0], steps) if scan.over == "params" else chain(*layer.parts)
+    if scan.over == "params":
         inner = _of_repeat(layer.parts[0], schedule)
-        whole = Layer("", layer.init, lambda params, x: inner.forward(params[0], x),
+        whole = Layer("run", layer.init, lambda params, x: inner.forward(params[0], x),
                       lambda params, residuals, dy: _paired(inner.backward(params[0], residuals, dy)))
     else:
         whole = _of_chain(layer.parts, schedule)
-    plain = layer.name.removeprefix("scheduled(").removesuffix(")" * layer.name.startswith("scheduled("))
-    return replace(layer, name=f"scheduled({plain})", forward=whole.forward, backward=whole.backward,
-                   rebuild=lambda parts: scheduled(layer.rebuild(parts), schedule))  # type: ignore[misc]
+    rebuild = layer.rebuild
+    assert rebuild is not None
+    options = (*(each for each in layer.options if each.name != "schedule"), Option("schedule", schedule))
+    return scan.again(replace(
+        plain, kind=layer.kind, options=options, forward=whole.forward, backward=whole.backward,
+        scan=Scan(scan.over, steps), rebuild=lambda parts: _scheduled(rebuild(parts), schedule)))
 
 
 def with_schedules(net: Layer, schedules: Mapping[str, Schedule]) -> Layer:
-    """`net` with a schedule for the chain or repeat at each of these paths, on the same params.
+    """Returns `net` with a schedule for the chain or repeat at each of these paths, on the same params.
 
-    Raises ValueError for a path where none stands.
+    Raises ValueError for a path without a chain or repeat.
     """
     placed: set[str] = set()
 
@@ -111,7 +122,7 @@ def with_schedules(net: Layer, schedules: Mapping[str, Schedule]) -> Layer:
         if path not in schedules or not can_stand(layer):
             return layer
         placed.add(path)
-        return scheduled(layer, schedules[path])
+        return _scheduled(layer, schedules[path])
 
     net = map_layers_with_path(net, place)
     expect(placed == set(schedules), "schedules", "the paths of chains and repeats", f"none at {sorted({*schedules} - placed)}")
@@ -120,18 +131,22 @@ def with_schedules(net: Layer, schedules: Mapping[str, Schedule]) -> Layer:
 
 def can_stand(layer: Layer) -> bool:
     """Whether a schedule makes a difference here: several steps."""
-    return isinstance(layer, Repeat) or (_is_chain(layer) and len(layer.parts) > 1)
+    return _steps(layer) > 1 or (layer.scan is not None and layer.scan.over == "params")
 
 
-def _is_chain(layer: Layer) -> bool:
-    return layer.name.removeprefix("scheduled(").startswith("chain(")
+def _steps(layer: Layer) -> int:
+    """Steps of a chain or a repeat, 0 of another layer."""
+    over = layer.scan and layer.scan.over
+    return layer.scan.times if over == "params" else len(layer.parts) if over == "parts" else 0  # type: ignore[union-attr]
 
 
 def length(layer: Layer) -> int:
     """Steps of a chain or a repeat. Raises TypeError for another layer."""
-    ok = isinstance(layer, Repeat) or _is_chain(layer)
-    expect(ok, "scheduled", "a chain or a repeat", layer, "map_layers finds those in a net", TypeError)
-    return layer.n if isinstance(layer, Repeat) else len(layer.parts)
+    ok = layer.scan is not None and layer.scan.over in ("parts", "params")
+    hint = "with_settings put it in segments: leave the setting or the schedule out" if layer.kind == "in_segments" else (
+        "Its rule was replaced, or it is another layer; map_layers finds chains and repeats in a net")
+    expect(ok, "scheduled", "a chain or a repeat", layer.name, hint, TypeError)
+    return _steps(layer)
 
 
 def _paired(found: tuple[Tree, Any]) -> tuple[Tree, Any]:
@@ -154,7 +169,7 @@ def _of_chain(parts: tuple[Layer, ...], schedule: Schedule) -> Layer:
         dparams, dx = whole.backward(cut(params), residuals, dy)
         return tuple(each for run in dparams for each in run), dx
 
-    return Layer(whole.name, whole.init, lambda params, x: whole.forward(cut(params), x), backward)
+    return Layer("run", whole.init, lambda params, x: whole.forward(cut(params), x), backward)
 
 
 def _of_repeat(layer: Layer, schedule: Schedule) -> Layer:
@@ -188,7 +203,7 @@ def _of_repeat(layer: Layer, schedule: Schedule) -> Layer:
                 for (run,), (_, _, axes) in zip(dparams, spans)]
         return flat[0] if len(flat) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *flat), dx
 
-    return Layer(whole.name, whole.init, lambda params, x: whole.forward(cut(params), x), backward)
+    return Layer("run", whole.init, lambda params, x: whole.forward(cut(params), x), backward)
 
 
 def _expect_count(k: Any, n: int) -> None:

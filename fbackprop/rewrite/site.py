@@ -14,8 +14,7 @@ from jax.extend.core import Literal
 from ..compose import map_layers_with_path, predict
 from ..flops import count_flops
 from ..layer import Layer, Tree
-from ..layers.repeat import Repeat
-from .schedule import Schedule, can_stand, every, steps_of
+from .schedule import Schedule, can_stand, every, length, steps_of
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def sites_of(net: Layer, params: Tree, x: Any) -> list[Site]:
         return replace(layer, forward=forward) if can_stand(layer) else layer
 
     jax.eval_shape(map_layers_with_path(net, noted).forward, params, x)
-    often = {path: layer.n for path, (layer, _, _) in calls.items() if isinstance(layer, Repeat)}
+    often = {path: length(layer) for path, (layer, _, _) in calls.items() if alike(layer)}
     inside = lambda path, outer: path != outer and path.startswith(f"{outer}/" if outer else "")
     around = lambda path: prod(n for outer, n in often.items() if inside(path, outer))
     return [site_of(path, around(path), *call) for path, call in calls.items()]
@@ -118,18 +117,22 @@ def sites_of(net: Layer, params: Tree, x: Any) -> list[Site]:
 
 def site_of(path: str, times: int, layer: Layer, params: Tree, x: Any) -> Site:
     steps, given = list(zip(layer.parts, params)), x
-    if isinstance(layer, Repeat):
+    if alike(layer):
         one = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape[1:], p.dtype), params[0])
-        steps = [(layer.parts[0], one)] * layer.n
+        steps = [(layer.parts[0], one)] * length(layer)
     found: list[Step] = []
     for step, p in steps:
-        alike = isinstance(layer, Repeat) and found
-        found.append(found[0] if alike else step_of(step, p, given))
+        found.append(found[0] if alike(layer) and found else step_of(step, p, given))
         given = found[-1].y
     x_kept = [a.keeps_x or b for a, b in zip(found, [False, *(step.keeps_y for step in found)])]
     inputs = (*(step.x_bytes for step in found), size_of(given))
     return Site(path, times, inputs, tuple(step.own for step in found), tuple(x_kept), tuple(step.flops for step in found),
-                isinstance(layer, Repeat))
+                alike(layer))
+
+
+def alike(layer: Layer) -> bool:
+    """Whether the steps of a chain or repeat are one part, scanned."""
+    return layer.scan is not None and layer.scan.over == "params"
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ..compose import map_layers_with_path
-from ..layer import Layer, Tree
+from ..layer import Layer, Tree, wrapper
 
+KIND = "tap"
 See = Callable[[str, Layer, Tree, Any, Any, Any], object]
 
 
@@ -16,14 +17,18 @@ def tap(net: Layer, see: See) -> Layer:
     """`net` that calls `see(path, layer, params, x, y, residuals)` after each layer's forward, parts before the whole.
 
     `see` runs in Python: on arrays when nothing is jitted, on tracers under jit or eval_shape. The results are untouched.
+    What stands around a layer (checkpoint, a cast) is seen too, after the layer, at the layer's path.
     """
+    return map_layers_with_path(net, partial(_tapped, see), wrappers=True)
 
-    def tapped(path: str, layer: Layer) -> Layer:
-        def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-            y, residuals = layer.forward(params, x)
-            see(path, layer, params, x, y, residuals)
-            return y, residuals
 
-        return replace(layer, forward=forward)
+def _tapped(see: See, path: str, layer: Layer) -> Layer:
+    if layer.kind == KIND:
+        return layer
 
-    return map_layers_with_path(net, tapped)
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        y, residuals = layer.forward(params, x)
+        see(path, layer, params, x, y, residuals)
+        return y, residuals
+
+    return wrapper(layer, KIND, partial(_tapped, see, path), forward, layer.backward)

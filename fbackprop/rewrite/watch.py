@@ -14,9 +14,10 @@ from ..compose import map_layers, map_layers_with_path, value_and_grad
 from ..dtypes import is_floating
 from ..errors import expect
 from ..layer import Layer, Tree, graft, paths, split
-from ..layers.cells import Cell
 from .reading import COLUMNS, SATURATED, SHARES, Reading, of_records
 from .record import Record, beside_records, recording, records
+
+KIND = "statistics"
 
 
 def watch(net: Layer) -> Layer:
@@ -25,19 +26,15 @@ def watch(net: Layer) -> Layer:
     A probe's State holds sums, its Next those of this pass: `readings(grads)`. `graft(params, watch(net).init(key, x))`
     carries params over; `probe` does it all. Raises ValueError for a net that is watched already.
     """
-    def plain(layer: Layer) -> Layer:
-        expect(not layer.name.startswith("statistics of "), "watch", "a net without probes", layer.name)
-        return layer
-
     def watched(path: str, layer: Layer) -> Layer:
         if layer.parts:
             place = len(path.split("/")) if path else 0
             return replace(layer, init=lambda key, x: _marked(layer.init(key, x), place))
         start = {"sums": jnp.zeros((3, len(COLUMNS))), "counts": jnp.zeros(2 + SHARES)}
-        return recording(layer, "statistics", start, partial(_read, _output_of(layer)), partial(_note, layer))
+        return recording(layer, KIND, start, partial(_read, _output_of(layer)), partial(_note, layer))
 
-    # looked for first: a wrapper has the name of what it wraps, which is a probe by the time the wrapper is visited
-    return map_layers_with_path(map_layers(net, plain), watched)
+    map_layers(net, _unwatched, wrappers=True)
+    return map_layers_with_path(net, watched)
 
 
 def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Array, dict[str, Reading], Tree]]:
@@ -51,7 +48,7 @@ def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Arra
     def run(params: Tree, batch: Any, seed: Any) -> tuple[jax.Array, dict[str, Record], Tree]:
         value, grads = value_and_grad(watched, loss)(beside_records(watched, loss, params, batch), batch, seed)
         _, plain = jax.eval_shape(value_and_grad(net, loss), params, batch)
-        return value, records(grads, "statistics"), graft(grads, plain) if paths(plain) else plain
+        return value, records(grads, KIND), graft(grads, plain) if paths(plain) else plain
 
     def measure(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, dict[str, Reading], Tree]:
         value, seen, grads = run(params, batch, seed)
@@ -63,15 +60,20 @@ def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Arra
 # ---- what a probe does
 
 
+def _unwatched(layer: Layer) -> Layer:
+    expect(("what", KIND) not in [option[:2] for option in layer.options], "watch", "a net without probes", layer.name)
+    return layer
+
+
 def _output_of(layer: Layer) -> Callable[[Any], Any]:
     """Of a cell's (carry, y_t) the second: its carry comes back to it, so a cotangent it spoils would look like a given one."""
-    return (lambda y: y[1]) if isinstance(layer, Cell) else lambda y: y
+    return (lambda y: y[1]) if layer.cell is not None else lambda y: y
 
 
 def _note(layer: Layer, y: Any) -> jax.Array:
     """(5 + 3,): the columns of y, then its SHARES."""
     y = _output_of(layer)(y)
-    kind, shares = layer.name.partition("(")[0], [jnp.zeros(())] * SHARES
+    kind, shares = layer.kind, [jnp.zeros(())] * SHARES
     if isinstance(y, jax.Array) and is_floating(y) and y.ndim > 1 and y.shape[-1] > 1:
         shares[0] = jnp.all(y == y[..., :1]) & jnp.any(y != jnp.ravel(y)[0])
     if kind == "relu":
@@ -121,7 +123,7 @@ def _combined(rows: jax.Array) -> jax.Array:
 
 def _marked(params: Tree, place: int) -> Tree:
     """Records that the combinator of this depth has put a leading axis on are told where their path divides into blocks."""
-    is_record = lambda n: isinstance(n, Record) and n.kind == "statistics"
+    is_record = lambda n: isinstance(n, Record) and n.kind == KIND
 
     def mark(node: Any) -> Any:
         if not is_record(node):

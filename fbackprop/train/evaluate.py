@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..compose import inference, map_layers_with_path, objective, predict
+from ..compose import inference, map_layers_with_path, objective, parts_with_path, predict
 from ..layer import Layer, Tree
 from .task import Task
 
@@ -24,15 +24,12 @@ class Score:
 
 
 def evaluation(net: Layer, loss: Layer | None = None) -> Layer:
-    """The Layer from a batch to its loss out of training. A net that ends in its loss keeps its head as it is."""
-    if loss is not None:
-        return objective(inference(net), loss)
-    head, last = "", net
+    """Returns the Layer from a batch to its loss out of training. The last layer, which makes the value, stays as it is."""
+    whole = last = objective(net, loss)
+    head = ""
     while last.parts:
-        if not last.wraps:
-            head = f"{head}/{len(last.parts) - 1}".lstrip("/")
-        last = last.parts[-1]
-    return map_layers_with_path(net, lambda path, layer: layer if path == head else layer.inference or layer)
+        *_, (head, last) = parts_with_path(last, head)
+    return map_layers_with_path(whole, lambda path, layer: layer if path == head else layer.inference or layer)
 
 
 def evaluator(task: Task) -> Callable[[Tree, Any], Score]:

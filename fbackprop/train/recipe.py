@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..compose import ValueAndGrad, auto_value_and_grad, value_and_grad
+from ..compose import ValueAndGrad, auto_value_and_grad, objective, value_and_grad
 from ..layer import Layer, Tree
 from ..problem import Problem
 from ..rewrite.plan import planned, with_plan
@@ -68,7 +68,7 @@ def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
     batch = task.batches(config.seed, 0)
     with users_code(task.name, "the network") if ":" in task.name else nullcontext():
         try:
-            params = jax.jit(task.net.init)(jax.random.key(config.seed), batch if task.loss is None else batch[0])
+            params = jax.jit(objective(task.net, task.loss).init)(jax.random.key(config.seed), batch)
             jax.eval_shape(gradients(task, config), params, batch)
         except (TypeError, ValueError) as error:
             raise Problem(f"{task.name}: {error}") from error

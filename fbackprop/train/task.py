@@ -60,7 +60,8 @@ def own_task(config: TrainConfig, made: Any = None) -> Task:
     def checked(seed: int, step: int) -> Any:
         with users_code(config.model, "batches(seed, step)"):
             batch = batches(seed, step)
-        if loss is not None and not (isinstance(batch, tuple) and len(batch) == 2):
+        ok = loss is None or (isinstance(batch, tuple) and len(batch) == 2)
+        if not ok:
             raise Problem(f"{config.model}: batches(seed, step): expected a pair (x, target), got {describe(batch)}")
         return batch
 

@@ -55,7 +55,7 @@ def check_network(net: Layer, loss: Layer | None, params: Tree, batch: Any, *, s
         return report
     blamed: dict[str, Report] = {}
     with jax.enable_x64(True):
-        inputs = recorded(net, *cast((params, batch if loss is None else batch[0]), np.float64))
+        inputs = recorded(objective(net, loss), *cast((params, batch), np.float64))
     for path, layer, layer_params, x in inputs:
         if any(other.startswith(f"{path}/" if path else "") for other in blamed):
             continue  # a part of it is wrong already

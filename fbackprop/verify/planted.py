@@ -76,7 +76,7 @@ def bugs(layer: Layer) -> Iterator[tuple[str, Layer]]:
 
 
 def _kind_bugs(layer: Layer) -> dict[str, Wrong]:
-    return KIND_BUGS.get(layer.name.partition("(")[0], {})
+    return KIND_BUGS.get(layer.kind, {})
 
 
 def planted_results(layer: Layer, params: Tree, x: Any, leaves: Sequence[Leaf]) -> Callable[..., dict[str, np.ndarray]]:
@@ -115,7 +115,8 @@ def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) ->
 
 def named_mistakes(layer: Layer, params: Tree, x: Any, theta: Any, fixed: Any, dy: Any, got: np.ndarray) -> dict[str, str]:
     """The same of a gradient that is there already. Nothing but the forward of `layer` is run."""
-    right = replace(from_function(lambda params, x: layer.forward(params, x)[0]), name=layer.name)
+    by_jax = from_function(lambda params, x: layer.forward(params, x)[0])
+    right = replace(by_jax, kind=layer.kind, options=layer.options)
     subject = layer_subject(right, params, x)[0]
     wrongs = planted_results(right, params, x, subject.leaves)(theta, fixed, dy)
     rights = np.asarray(subject.rule(theta, fixed, dy))

@@ -46,8 +46,8 @@ def loud_forward(params, batch):
     return jnp.where(value > 1000, jnp.nan, value), kept
 
 def function():
-    wild = replace(right, name="wild", backward=wild_backward)
-    loud = replace(plain, name="loud", forward=loud_forward)
+    wild = replace(right, kind="wild", backward=wild_backward)
+    loud = replace(plain, kind="loud", forward=loud_forward)
     return chain(dense(4), tanh(), wild), loud, batches
 """
 

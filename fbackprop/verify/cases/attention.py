@@ -11,7 +11,7 @@ import numpy as np
 
 from ...layer import Layer, Tree
 from ...layers.attention import attention
-from .case import Bugs, Case, Draw, Wrong, call, normal, right
+from .case import Bugs, Case, Draw, Wrong, normal, options_of, right
 
 
 def masked(*sizes: int, all_of_first: bool = False) -> Draw:
@@ -72,7 +72,7 @@ class _Plain:
 
         def weights(later: int) -> Any:
             """exp(s) where a query may look `later` positions further than it may."""
-            may = jnp.tril(jnp.ones((steps, steps), bool), later if "causal" in layer.name else steps)
+            may = jnp.tril(jnp.ones((steps, steps), bool), later if "causal" in options_of(layer) else steps)
             may = jnp.broadcast_to(may, s.shape)
             if mask is not None:
                 may = may & jnp.broadcast_to(mask[..., None, None, None, :], s.shape)
@@ -93,8 +93,9 @@ class _Plain:
 
 
 def _options(layer: Layer, steps: int) -> tuple[int, int, int]:
-    """Heads, key/value heads and block, as the name of the layer has them."""
-    (heads,), options = call(layer)
+    """Heads, key/value heads and block, as the layer was given them."""
+    options = options_of(layer)
+    heads = options["heads"]
     return heads, options.get("kv_heads", heads), options.get("block", steps)
 
 

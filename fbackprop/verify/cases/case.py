@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from ... import _MODULE_OF
 from ...layer import Layer, Tree
 
 Wrong = Callable[[Layer, Tree, Any, Any], tuple[Tree, Any]]  # (right layer, params, x, dy) -> (dparams, dx)
-Bugs = dict[str, dict[str, Wrong]]  # kind of layer, the first word of its name -> description -> mistake
+Bugs = dict[str, dict[str, Wrong]]  # kind of layer -> description -> mistake
 Draw = Callable[[np.random.Generator], Any]
 
 
@@ -57,8 +56,12 @@ def right(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     return layer.backward(params, layer.forward(params, x)[1], dy)
 
 
+def options_of(layer: Layer) -> dict[str, Any]:
+    """Returns what the maker of `layer` was given, by name."""
+    return {option.name: option.value for option in layer.options}
+
+
 def call(layer: Layer) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments and options in a layer's name, which is the call that made it; `...` where it leaves a value out."""
-    made = ast.parse(layer.name, mode="eval").body
-    assert isinstance(made, ast.Call)
-    return list(map(ast.literal_eval, made.args)), {str(k.arg): ast.literal_eval(k.value) for k in made.keywords}
+    """Returns the arguments and options of the call that made `layer`."""
+    return ([option.value for option in layer.options if option.positional],
+            {option.name: option.value for option in layer.options if not option.positional})

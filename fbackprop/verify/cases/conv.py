@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from ...compose import predict
 from ...layer import Layer, Tree
 from ...layers.conv import conv1d, conv2d
-from .case import Bugs, Case, Wrong, normal, right
+from .case import Bugs, Case, Wrong, call, normal, right
 
 CASES: tuple[Case, ...] = (
     Case("conv1d", conv1d(5, 3), normal(2, 7, 3)),
@@ -54,11 +53,9 @@ def _groups_mixed_up(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree,
 
 
 def remade(layer: Layer, maker: Callable[..., Any], **options: Any) -> Any:
-    """The same call to `maker` with other options: a layer's name is the call that made it."""
-    call = ast.parse(layer.name, mode="eval").body
-    assert isinstance(call, ast.Call)
-    given = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}
-    return maker(*map(ast.literal_eval, call.args), **{**given, **options})
+    """Returns what `maker` makes of the call that made `layer`, with other options."""
+    positional, by_name = call(layer)
+    return maker(*positional, **{**by_name, **options})
 
 
 def as_if(maker: Callable[..., Layer], **options: Any) -> Wrong:

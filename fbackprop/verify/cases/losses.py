@@ -13,7 +13,7 @@ from ... import losses
 from ...compose import inference
 from ...dtypes import is_floating
 from ...layer import Layer, Tree
-from .case import Bugs, Case, Draw, Wrong, call, right
+from .case import Bugs, Case, Draw, Wrong, options_of, right
 
 
 def with_classes(*sizes: int, scale: float = 1.0) -> Draw:
@@ -104,9 +104,7 @@ def _p_alone(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
 def _unless(option: str) -> Wrong:
     """The rule of the same cross-entropy without an option."""
     def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        _, options = call(layer)
-        if "class_weights" in options:
-            options["class_weights"] = _WEIGHTS
+        options = options_of(layer)
         return right(losses.softmax_cross_entropy(**{name: o for name, o in options.items() if name != option}), params, x, dy)
 
     return wrong
@@ -114,7 +112,7 @@ def _unless(option: str) -> Wrong:
 
 def _over_all_rows(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     """Divided by the number of rows, ignored ones and those of weight 0 counted in full."""
-    _, options = call(layer)
+    options = options_of(layer)
     _, target, *weights = x
     kept = jnp.ones(jnp.shape(x[0])[:-1], x[0].dtype)
     if "ignore_index" in options:
@@ -134,7 +132,8 @@ class _Linear:
     last_alone: bool = False
 
     def __call__(self, layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        (vocabulary,), options = call(layer)
+        options = options_of(layer)
+        vocabulary = options["vocabulary"]
         h, labels = x[0].reshape(-1, x[0].shape[-1]), x[1].reshape(-1)
         logits = h @ params["w"].T
         if "b" in params:

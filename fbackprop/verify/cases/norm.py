@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ...compose import chain
 from ...layer import Layer, State, Tree
 from ...layers import dense, norm
-from .case import Bugs, Case, Wrong, normal, right
+from .case import Bugs, Case, Wrong, normal, options_of, right
 
 _running = norm.batch_norm().inference
 assert _running is not None
@@ -104,7 +104,7 @@ def _of_groups(groups: int) -> Callable[[jax.Array], jax.Array]:
 def _by_its_groups(text: str) -> Wrong:
     """A bug of group_norm; how many groups stands in the layer's name."""
     def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        groups = int(layer.name.removeprefix("group_norm(").rstrip(")").partition(",")[0])
+        groups = options_of(layer)["groups"]
         return _sum_bugs(_of_groups(groups), (1, 3))[text](layer, params, x, dy)
 
     return wrong

@@ -61,14 +61,14 @@ def _written_not_added(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tre
 
 
 def _mean_instead(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    mean = global_avg_pool() if layer.name == "global_max_pool()" else remade(layer, avg_pool)
+    mean = global_avg_pool() if layer.kind == "global_max_pool" else remade(layer, avg_pool)
     return right(mean, params, x, dy)
 
 
 def _without_divisor(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     """Times the largest count: a window that padding does not touch has the divisor 1."""
     full = lambda window=2, *_, **__: prod(window) if isinstance(window, tuple) else window**2
-    count = prod(x.shape[1:-1]) if layer.name == "global_avg_pool()" else remade(layer, full)
+    count = prod(x.shape[1:-1]) if layer.kind == "global_avg_pool" else remade(layer, full)
     return (), count * right(layer, params, x, dy)[1]
 
 

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ...layer import Layer, Tree
-from ...layers.cells import Cell, gru_cell, lstm_cell, rnn_cell
+from ...layers.cells import gru_cell, lstm_cell, rnn_cell
 from ...layers.recurrent import recurrent
 from ...layers.rnn import gru, lstm, rnn
-from .case import Bugs, Case, Draw, Wrong, normal, right
+from .case import Bugs, Case, Draw, Wrong, normal, options_of, right
 
 
 def _cell(*sizes: int, carries: int, gates: int) -> Draw:
@@ -51,10 +51,8 @@ def _output_forgotten(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree
 
 def _last_step_alone(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
     """No backpropagation through time: every earlier step is cut off."""
-    options = {name: f"{name}=True" in layer.name for name in ("last", "reverse", "initial")}
-    (cell,) = layer.parts
-    assert isinstance(cell, Cell)
-    return right(recurrent(cell, **options, truncate=1), params, x, dy)
+    options = options_of(layer)
+    return right(recurrent(layer.parts[0], **{**options, "truncate": 1}), params, x, dy)
 
 
 _CELL: dict[str, Wrong] = {
