@@ -49,7 +49,7 @@ class Layer:
     _replaced: Layer | None = field(default=None, repr=False, compare=False)  # what replace() was given
 
     def __post_init__(self) -> None:
-        expect(isinstance(self.kind, str) and self.kind != "", "Layer kind", "a word", self.kind,
+        expect(isinstance(self.kind, str) and self.kind != "", "Layer kind", "a word", repr(self.kind),
                'Write Layer("dense", init, forward, backward)', TypeError)
         kind, options = _read_call(self.kind, self.options)
         object.__setattr__(self, "kind", kind)
@@ -96,7 +96,10 @@ def _kept_facts(old: Layer, new: Layer) -> dict[str, Any]:
         if rebuild is not None and untouched("rebuild") and (new.kind, new.options) != (old.kind, old.options):
             return {"rebuild": lambda parts: replace(rebuild(parts), kind=new.kind, options=new.options)}
         return {}
-    facts: dict[str, Any] = {name: None for name in ("tuning", "scan") if untouched(name)}
+    facts: dict[str, Any] = {"tuning": None} if untouched("tuning") else {}
+    walked = rule(new)[1:] == rule(old)[1:] and old.scan is not None and old.scan.over == "time"
+    if untouched("scan") and not walked:
+        facts["scan"] = None
     if untouched("cell"):
         facts["cell"] = old.cell and CellRule(old.cell.start)
     if untouched("rebuild"):
@@ -115,13 +118,14 @@ def twinned(layer: Layer, forward: Callable, backward: Callable) -> Layer:
 
 
 def wrapper(part: Layer, kind: str, rebuild: Callable[[Layer], Layer], forward: Callable, backward: Callable,
-            init: Callable | None = None, options: tuple[Any, ...] = ()) -> Layer:
+            init: Callable | None = None, options: tuple[Any, ...] = (), observes: bool = False) -> Layer:
     """Returns a Layer around `part` that paths see through; `rebuild` puts the same around another part.
 
-    It has no tuning, scan or halves of its own: rewrites that need them find those of `part`.
+    It has no tuning, no scan and no halves: rewrites that need them find those of `part`. observes: the
+    wrapper computes what `part` does, so a walk over the steps of `part` may leave the wrapper out.
     """
-    cell = part.cell and CellRule(part.cell.start)
-    return Layer(kind, init or part.init, forward, backward, options, parts=(part,), places=("",), cell=cell,
+    scan, cell = (part.scan, part.cell) if observes else (None, part.cell and CellRule(part.cell.start))
+    return Layer(kind, init or part.init, forward, backward, options, parts=(part,), places=("",), cell=cell, scan=scan,
                  rebuild=lambda parts: rebuild(parts[0]))
 
 

@@ -34,6 +34,8 @@ def kept_bytes(net, loss, params, batch):
     (chain(repeat(BLOCK, 3), dense(5)), (X, LABELS)),
     (chain(repeat(BLOCK, 3, unroll=True), dense(5)), (X, LABELS)),
     (lstm_classifier(6), (jax.ShapeDtypeStruct((4, 3, 8), jnp.float32), LABELS)),
+    (lstm_classifier(6, segment=2), (jax.ShapeDtypeStruct((4, 4, 8), jnp.float32), LABELS)),
+    (lstm_classifier(6, segment=2, remake="nothing"), (jax.ShapeDtypeStruct((4, 4, 8), jnp.float32), LABELS)),
     (gpt(11, 6, 8, 2, 3), (TOKENS, TOKENS)),
     (gpt(11, 6, 8, 2, 3, unroll=True), (TOKENS, TOKENS)),
 ], ids=lambda value: getattr(value, "name", "")[:40])

@@ -68,7 +68,8 @@ def run(argv: list[str]) -> int:
     console = screen(options.quiet)
     if config.memory:
         task, needed = fitted(task, config, batch)
-        console.print(f"loss and gradients need {needed / 1e6:.2f} MB of the {config.memory} beside weights and gradients")
+        console.print(f"loss and gradients need {needed / 1e6:.2f} MB of the {config.memory} beside weights and gradients"
+                      + ", on each device" * (config.devices > 1))
     with open_run(config, options.out, options.force, options.resume) as directory:
         if not options.quiet:
             console.print(network_table(task.name, summarize(task.net, task.loss, params, batch)))

@@ -127,8 +127,8 @@ def of_layers(net: Layer, loss: Layer | None, params: Tree, batch: Any, rounds: 
     """A LayerCost per layer without parts, the loss last."""
     found = calls(net, loss, params, batch)
     whole = automatic(net), loss and automatic(loss)
-    auto_kept = {(row.path, row.layer): row.kept_bytes for row in summarize(*whole, params, batch)}
-    return [of_layer(row, auto_kept[row.path, row.layer], found[row.path], rounds)
+    auto_kept = {row.path: row.kept_bytes for row in summarize(*whole, params, batch)}
+    return [of_layer(row, auto_kept[row.path], found[row.path], rounds)
             for row in summarize(net, loss, params, batch) if row.path in found]
 
 

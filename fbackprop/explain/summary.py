@@ -38,9 +38,9 @@ def summarize(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> list[
     """
     seen = _Seen()
     jax.eval_shape(tap(objective(net, loss), seen.see).forward, params, batch)
-    merged: dict[tuple[str, str], Row] = {}
+    merged: dict[str, Row] = {}
     for row in seen.rows:
-        first = merged.setdefault((row.path, row.layer), row)
+        first = merged.setdefault(row.path, row)
         if first is not row:  # a repeat written out
             first.parameters += row.parameters
             first.kept_bytes += row.kept_bytes
@@ -53,7 +53,7 @@ class _Seen:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.kept: list[list[Any]] = []  # of each row, the arrays that count there
-        self.wholes: list[set[tuple[str, str]]] = []  # of each row, the combinators it has been seen in
+        self.wholes: list[set[tuple[str, Layer]]] = []  # of each row, the combinators it has been seen in
         self.weights: list[Any] = []
 
     def see(self, path: str, layer: Layer, params: Tree, x: Any, y: Any, residuals: Any) -> None:
@@ -76,9 +76,9 @@ class _Seen:
         """What a combinator does with what its parts keep: hands it on, keeps something else instead, or runs many times."""
         leaves = jax.tree.leaves(residuals)
         inside = lambda row: row.path == path or row.path.startswith(f"{path}/" if path else "")
-        below = [i for i, row in enumerate(self.rows) if inside(row) and (path, layer.name) not in self.wholes[i]]
+        below = [i for i, row in enumerate(self.rows) if inside(row) and (path, layer) not in self.wholes[i]]
         for i in below:
-            self.wholes[i].add((path, layer.name))
+            self.wholes[i].add((path, layer))
         if not below or all(_among(leaf, leaves) for i in below for leaf in self.kept[i]):
             return  # they are handed on
         if layer.wraps:  # a checkpoint
@@ -90,10 +90,12 @@ class _Seen:
             first.keeps, first.kept_bytes, self.kept[below[0]] = "x" if own else "x (shared)", _bytes(own), own
             return
         # a scan: what was seen is one step, the last time it was traced; its weights are one step's too where they are stacked
-        last = {(self.rows[i].path, self.rows[i].layer): i for i in below}.values()
-        for i in set(below).difference(last):
-            self.rows[i].parameters, self.rows[i].kept_bytes, self.kept[i] = 0, 0, []
-        below = sorted(last)
+        last = {self.rows[i].path: i for i in below}
+        for i in set(below).difference(last.values()):
+            row, final = self.rows[i], self.rows[last[self.rows[i].path]]
+            final.parameters = max(final.parameters, row.parameters)  # a weight that is not stacked counts when first seen
+            row.parameters, row.kept_bytes, self.kept[i] = 0, 0, []
+        below = sorted(last.values())
         steps = _bytes(leaves) / max(1, sum(self.rows[i].kept_bytes for i in below))
         stacked = _size(jax.tree.leaves(params)) // max(1, sum(self.rows[i].parameters for i in below))
         for i in below:

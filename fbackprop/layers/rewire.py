@@ -91,7 +91,8 @@ def tied(net: Layer, ties: Mapping[str, str]) -> Layer:
         for target, source in ties.items():
             for path in (target, source):
                 expect(path in have, f"tied path {path!r}", f"one of {', '.join(have)}", "none of them")
-                expect(path in trained, f"tied path {path!r}", "a trainable leaf", "State: it has one successor, not two")
+                expect(path in trained, f"tied path {path!r}", "a trainable leaf", "State, which has one successor and not two",
+                       "Tie first and freeze what is tied: frozen(tied(net, ties))")
             expect(source not in ties, f"tied source {source!r}", "a leaf that is not tied itself",
                    f"tied to {ties.get(source)}")
             expect(show(have[target]) == show(have[source]), f"tied path {target!r}", f"{show(have[source])} of {source!r}",

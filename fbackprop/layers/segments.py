@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ..adjustable import halves
-from ..compose import chain, expect_parts
+from ..compose import chain, core, expect_parts
 from ..errors import at, expect, expect_floating
 from ..facts import Option, Scan, Setting, Tuning, given
 from ..layer import Layer, Tree, join, split
@@ -52,7 +52,7 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
     whole = chain(before, over)
     if over.scan is None:
         return whole
-    rule = _Segments(before, over, over.parts[0], over.scan, size, remake)
+    rule = _Segments(before, over, core(over).parts[0], over.scan, size, remake)
     options = (Option("size", size, True), *given(in_segments, remake=remake))
     return Layer("in_segments", whole.init, rule.forward, rule.backward, options, parts=whole.parts,
                  rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),

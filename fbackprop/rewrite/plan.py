@@ -8,7 +8,7 @@ memory of the jitted value_and_grad: neither params and gradients nor the batch 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import sqrt
 from typing import Any
@@ -25,6 +25,7 @@ from .peak import peak_of
 from .schedule import Schedule, with_schedules
 from .site import Site, sites_of
 
+Needs = Callable[[Layer], int]  # bytes of temporary memory of a net's loss and gradients
 TRIES = 6  # plans compiled, the net as it stands included
 BALANCE = 20  # FLOPs in the time of a byte that a product reads or writes: 0.3 TFLOP and 15 GB a second on two cores
 # the buffers are the same, in a third of the time
@@ -62,10 +63,10 @@ def plan(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> Lay
     return planned(net, loss, batch, budget_bytes).net
 
 
-def planned(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float) -> Plan:
-    """The Plan behind `plan`."""
+def planned(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float, needs: Needs | None = None) -> Plan:
+    """Returns the Plan behind `plan`. needs: measures a net otherwise than by compiling it for one device."""
     expect(budget_bytes > 0, "budget", "bytes, a number above 0", repr(budget_bytes))
-    found = _Search(net, loss, jax.eval_shape(lambda: batch)).tried(budget_bytes)
+    found = _Search(net, loss, jax.eval_shape(lambda: batch), needs).tried(budget_bytes)
     least = min(p.temp_bytes for p in found)
     expect(least <= budget_bytes, "budget", f"at least {least / 1e6:.2f} MB, the least found for this net and batch",
            f"{budget_bytes / 1e6:.3g} MB", "A smaller batch needs less; accumulate() makes one step of several")
@@ -98,8 +99,13 @@ def with_plan(net: Layer, found: Plan) -> Layer:
 
 
 def temp_bytes(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> int:
-    """XLA's temporary memory of the compiled loss and gradients. Nothing runs."""
-    lowered = jax.jit(value_and_grad(net, loss)).lower(params, batch)
+    """Returns XLA's temporary memory of the compiled loss and gradients. Nothing runs."""
+    return temp_bytes_of(value_and_grad(net, loss), params, batch)
+
+
+def temp_bytes_of(fn: Callable[..., Any], *args: Any) -> int:
+    """Returns XLA's temporary memory, on each device, of `fn` compiled for arguments like these."""
+    lowered = jax.jit(fn).lower(*args)
     analysis: Any = lowered.compile(QUICK.get(jax.default_backend())).memory_analysis()
     return int(analysis.temp_size_in_bytes)
 
@@ -111,8 +117,9 @@ def _key(drawn: Plan) -> str:
 class _Search:
     """The plans of one net, each foretold once."""
 
-    def __init__(self, net: Layer, loss: Layer | None, batch: Any) -> None:
+    def __init__(self, net: Layer, loss: Layer | None, batch: Any, needs: Needs | None = None) -> None:
         self.net, self.loss, self.batch = net, loss, batch
+        self.measure = needs or (lambda net: temp_bytes(net, loss, self.params, batch))
         self.params = jax.eval_shape(lambda key: objective(net, loss).init(key, batch), jax.random.key(0))
         self.known: dict[str, tuple[int, int, int]] = {}
         self.found: dict[str, list[Site]] = {}
@@ -147,7 +154,7 @@ class _Search:
     def compiled(self, drawn: Plan) -> Plan:
         key = _key(drawn)
         if key not in self.measured:
-            predicted, needs = self.foretold(drawn), temp_bytes(drawn.net, self.loss, self.params, self.batch)
+            predicted, needs = self.foretold(drawn), self.measure(drawn.net)
             self.measured[key] = replace(drawn, temp_bytes=needs, predicted_bytes=predicted)
             self.needs[self.counted(drawn)[0]] = needs
             self.off[bool(drawn.settings)] = needs / self.counted(drawn)[0]

@@ -79,8 +79,12 @@ def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> L
 def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cast) -> Layer:
     """`layer` between casts; at_init: of the x that init is shown, which decides in which dtype it draws.
 
-    A wrapper, so that a rule or a tap that is put in later meets the layer itself, with the residuals it knows.
+    A wrapper, so that a rule or a tap that is put in later meets the layer itself, with the residuals it knows. It stands
+    inside of `frozen`, which shows its weights as State, and State is not cast.
     """
+    again = lambda part: _between(part, of_params, of_x, of_y, at_init)
+    if _has_frozen(layer):
+        return layer.rebuild((again(layer.parts[0]),))  # type: ignore[misc]
 
     def init(key: jax.Array, x: Any) -> Tree:
         params = layer.init(key, jax.eval_shape(at_init, x))
@@ -95,7 +99,12 @@ def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cas
         dparams, dx = layer.backward(of_params(params), residuals, _returned(dy, dtypes_of_y))
         return _like(dparams, params), _returned(dx, dtypes_of_x)
 
-    return wrapper(layer, "cast", lambda part: _between(part, of_params, of_x, of_y, at_init), forward, backward, init)
+    return wrapper(layer, "cast", again, forward, backward, init)
+
+
+def _has_frozen(layer: Layer) -> bool:
+    """Whether one of the wrappers of `layer` is `frozen`."""
+    return layer.wraps and (layer.kind == "frozen" or _has_frozen(layer.parts[0]))
 
 
 def _above(path: str) -> list[str]:

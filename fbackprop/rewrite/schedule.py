@@ -114,18 +114,19 @@ def _scheduled(layer: Layer, schedule: Schedule) -> Layer:
 def with_schedules(net: Layer, schedules: Mapping[str, Schedule]) -> Layer:
     """Returns `net` with a schedule for the chain or repeat at each of these paths, on the same params.
 
-    Raises ValueError for a path without a chain or repeat.
+    Raises ValueError for a path without a layer, TypeError for a layer that is neither, one in segments too.
     """
     placed: set[str] = set()
 
     def place(path: str, layer: Layer) -> Layer:
-        if path not in schedules or not can_stand(layer):
+        if path not in schedules:
             return layer
         placed.add(path)
         return _scheduled(layer, schedules[path])
 
     net = map_layers_with_path(net, place)
-    expect(placed == set(schedules), "schedules", "the paths of chains and repeats", f"none at {sorted({*schedules} - placed)}")
+    missing = sorted({*schedules} - placed)
+    expect(not missing, "schedules", "the paths of chains and repeats", f"no layer at {missing}")
     return net
 
 

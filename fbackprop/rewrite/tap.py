@@ -17,7 +17,8 @@ def tap(net: Layer, see: See) -> Layer:
     """`net` that calls `see(path, layer, params, x, y, residuals)` after each layer's forward, parts before the whole.
 
     `see` runs in Python: on arrays when nothing is jitted, on tracers under jit or eval_shape. The results are untouched.
-    What stands around a layer (checkpoint, a cast) is seen too, after the layer, at the layer's path.
+    What stands around a layer (checkpoint, a cast) is seen too, after the layer, at the layer's path. A layer that never runs
+    as a whole, a recurrent one that is taken in segments, is not seen.
     """
     return map_layers_with_path(net, partial(_tapped, see), wrappers=True)
 
@@ -31,4 +32,4 @@ def _tapped(see: See, path: str, layer: Layer) -> Layer:
         see(path, layer, params, x, y, residuals)
         return y, residuals
 
-    return wrapper(layer, KIND, partial(_tapped, see, path), forward, layer.backward)
+    return wrapper(layer, KIND, partial(_tapped, see, path), forward, layer.backward, observes=True)

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ..compose import ValueAndGrad
+from ..compose import ValueAndGrad, objective, value_and_grad
 from ..errors import expect, show
-from ..layer import Tree
+from ..layer import Layer, Tree
 from ..problem import Problem
+from ..rewrite.plan import temp_bytes_of
 
 AXIS = "batch"
 CPUS = "jax_num_cpu_devices"
@@ -72,6 +73,16 @@ def data_parallel(value_and_grad: ValueAndGrad, mesh: Mesh) -> ValueAndGrad:
         return jax.lax.with_sharding_constraint((value, grads), NamedSharding(mesh, PartitionSpec()))
 
     return run
+
+
+def temp_bytes_on(mesh: Mesh, net: Layer, loss: Layer | None, batch: Any) -> int:
+    """Returns XLA's temporary memory, on each device, of loss and gradients with `batch` (specs) split over `mesh`."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    even = all(leaf.shape[0] % mesh.size == 0 for leaf in jax.tree.leaves(batch))
+    params = jax.eval_shape(objective(net, loss).init, jax.random.key(0), batch)
+    lying = lambda tree, where: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
+    return temp_bytes_of(data_parallel(value_and_grad(net, loss), mesh), lying(params, whole),
+                         lying(batch, _split(mesh) if even else whole))
 
 
 def _split(mesh: Mesh) -> NamedSharding:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..compose import ValueAndGrad, auto_value_and_grad, objective, value_and_grad
 from ..layer import Layer, Tree
@@ -17,7 +18,7 @@ from ..rewrite.plan import planned, with_plan
 from ..rewrite.precision import PRECISIONS, with_precision
 from .accumulate import accumulate, microbatches
 from .config import TrainConfig, memory_bytes
-from .parallel import data_parallel, devices, replicate, shard
+from .parallel import data_parallel, devices, replicate, shard, temp_bytes_on
 from .task import Task, users_code
 
 
@@ -27,17 +28,27 @@ def computed(task: Task, config: TrainConfig) -> Layer:
 
 
 def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
-    """The task with checkpoints placed so that a step's loss and gradients take at most config.memory, and the bytes they take.
+    """Returns the task with checkpoints placed so that a step's loss and gradients fit in config.memory, and their bytes.
 
-    Raises Problem with the least possible where that is less.
+    Both are of each device. Raises Problem with the least possible where config.memory is below it.
     """
-    if config.accumulate > 1:
-        batch = jax.eval_shape(lambda: jax.tree.map(lambda a: a[0], microbatches(batch, config.accumulate)))
+    part = jax.eval_shape(lambda: _first_rows(batch, config.accumulate))
+    share, needs = part, None
+    if config.devices > 1:
+        share = jax.eval_shape(lambda: _first_rows(part, config.devices))
+        needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
     try:
-        found = planned(computed(task, config), task.loss, batch, memory_bytes(config.memory or ""))
+        found = planned(computed(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
     except ValueError as error:
         raise Problem(f"memory: {error}") from error
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes
+
+
+def _first_rows(batch: Any, parts: int) -> Any:
+    """Returns the largest of so many parts of a batch."""
+    if parts == 1:
+        return batch
+    return jax.tree.map(lambda a: jnp.zeros((-(-a.shape[0] // parts), *a.shape[1:]), a.dtype), batch)
 
 
 def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
