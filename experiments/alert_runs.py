@@ -25,6 +25,7 @@ from fbackprop import (
     max_pool,
     mlp,
     mse,
+    objective,
     probe,
     recommender,
     relu,
@@ -133,7 +134,7 @@ NETS: dict[str, Callable[[], tuple[Layer, Layer | None, Callable[[np.random.Gene
 def compiled(net: str) -> tuple[Callable, Callable, Callable]:
     """(init, measure, make batch), compiled once for all runs of the net."""
     layer, loss, make = NETS[net]()
-    return jax.jit(lambda key, batch: layer.init(key, batch if loss is None else batch[0])), probe(layer, loss), make
+    return jax.jit(objective(layer, loss).init), probe(layer, loss), make
 
 
 @cache

@@ -22,7 +22,18 @@ import jax
 import numpy as np
 from lab import Lab, main
 
-from fbackprop import convnet, count_flops, data, gpt, lstm_classifier, mlp, resnet, softmax_cross_entropy, value_and_grad
+from fbackprop import (
+    convnet,
+    count_flops,
+    data,
+    gpt,
+    lstm_classifier,
+    mlp,
+    objective,
+    resnet,
+    softmax_cross_entropy,
+    value_and_grad,
+)
 from fbackprop.explain.compare import calls, flops_of, take_turns, value_of
 
 Work = tuple[Any, Any, Any]  # net, loss, batch
@@ -48,7 +59,7 @@ def experiment(lab: Lab) -> None:
     summary, bars = [], {}
     for name, (net, loss, batch) in works(lab).items():
         batch = jax.tree.map(jax.numpy.asarray, batch)
-        params = net.init(jax.random.key(lab.seed), batch if loss is None else batch[0])
+        params = objective(net, loss).init(jax.random.key(lab.seed), batch)
         rows = [(f"{path} {call.layer.name}", *flops_of(call)) for path, call in calls(net, loss, params, batch).items()]
         print(f"{name}: FLOPs by layer")
         lab.table(("layer", "forward", "dx", "dparams", "backward / forward"),

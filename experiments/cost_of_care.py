@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from lab import Lab, main
 
-from fbackprop import Layer, gpt, make_step, mlp, probe, softmax_cross_entropy, value_and_grad
+from fbackprop import Layer, gpt, make_step, mlp, objective, probe, softmax_cross_entropy, value_and_grad
 from fbackprop.train.config import TrainConfig
 from fbackprop.train.saver import Saver
 from fbackprop.train.training import begin, make_training_step
@@ -49,7 +49,7 @@ def checkpoint_of_ten_million(saves: int) -> dict[str, float]:
 def steps_and_looks(net: Layer, loss: Layer | None, batch: tuple, rounds: int) -> dict[str, float]:
     """Medians of one step of each kind, in turn, and of a look at every layer."""
     tx, of_batch = optax.adam(1e-3), value_and_grad(net, loss)
-    params = net.init(jax.random.key(0), batch if loss is None else batch[0])
+    params = objective(net, loss).init(jax.random.key(0), batch)
     plain, guarded, look = make_step(of_batch, tx), make_training_step(of_batch, tx), probe(net, loss)
     training, copy = begin(jax.tree.map(jnp.copy, params), tx), jax.tree.map(jnp.copy, params)
     opt_state = tx.init(copy)

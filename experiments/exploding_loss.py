@@ -28,7 +28,7 @@ import optax
 from digit_runs import order, small_digits, start
 from lab import Lab, main
 
-from fbackprop import chain, dense, gpt, mse, rnn, value_and_grad
+from fbackprop import chain, dense, gpt, mse, objective, rnn, value_and_grad
 from fbackprop.data import text
 from fbackprop.explain.figures import CYCLE
 
@@ -77,7 +77,7 @@ def healthy_row(words: str, bound: float, net: Any, loss: Any, tx: Any, make: An
     seeds = range(STARTS * seed, STARTS * (seed + 1))
     batches = jax.tree.map(lambda *each: np.stack(each), *[make(each, STEPS) for each in seeds])
     first = jax.tree.map(lambda a: a[0, 0], batches)
-    init = lambda seed: net.init(jax.random.key(seed), first if loss is None else first[0])
+    init = lambda seed: objective(net, loss).init(jax.random.key(seed), first)
     params = jax.jit(jax.vmap(init))(np.array(seeds))
     run, final = partial(losses, value_and_grad(net, loss)), lambda curves: float(np.mean(curves[:, -100:]))
     plain, norms = run(tx, params, batches)

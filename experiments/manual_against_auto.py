@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from lab import Lab, main
 
-from fbackprop import auto_value_and_grad, data, make_step, mlp, softmax_cross_entropy, split, value_and_grad
+from fbackprop import auto_value_and_grad, data, make_step, mlp, objective, softmax_cross_entropy, split, value_and_grad
 from fbackprop.explain.compare import Comparison, compare
 from fbackprop.train.builtin import load_task
 from fbackprop.train.config import TrainConfig
@@ -36,7 +36,7 @@ SWEEPS = {"depth": (1, 4, 16), "width": (64, 1024), "batch": (8, 512)}
 def of_model(name: str, seed: int, pairs: int) -> Comparison:
     task = load_task(TrainConfig.of(model=name, seed=seed))
     batch = task.batches(seed, 0)
-    params = task.net.init(jax.random.key(seed), batch if task.loss is None else batch[0])
+    params = objective(task.net, task.loss).init(jax.random.key(seed), batch)
     return compare(task.net, task.loss, params, batch, pairs, layers=False)
 
 

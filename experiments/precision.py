@@ -38,6 +38,7 @@ from fbackprop import (
     flatten,
     gpt,
     mlp,
+    objective,
     paths,
     sigmoid,
     softmax_cross_entropy,
@@ -90,7 +91,7 @@ def far(got: Gradient, true: Gradient) -> list[float]:
 def kept(net: Layer, loss: Layer | None, way: str, batch: Any) -> int:
     """Bytes that the layers of the net keep for the backward pass; shapes alone are traced."""
     narrow = with_precision(net, PRECISIONS[way])
-    params = jax.eval_shape(lambda: narrow.init(jax.random.key(0), batch if loss is None else batch[0]))
+    params = jax.eval_shape(lambda: objective(narrow, loss).init(jax.random.key(0), batch))
     return sum(row.kept_bytes for row in summarize(narrow, loss, params, batch) if row.path != "loss")
 
 

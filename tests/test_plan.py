@@ -1,5 +1,11 @@
 """The planner: what it returns fits, computes the same, and what cannot fit is told."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -199,6 +205,19 @@ def test_train_keeps_to_its_memory(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main([*arguments, "--memory", "1GB"]) == 0
     assert "MB of the 1GB" in capsys.readouterr().out
-    for wrong in (["--devices", "2"], ["--backward", "auto"]):
-        assert main([*arguments, "--memory", "1GB", *wrong]) == 2
-        assert "memory: expected" in capsys.readouterr().err
+    assert main([*arguments, "--memory", "1GB", "--backward", "auto"]) == 2
+    assert "memory: expected backward manual" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_options_of_the_command_line_go_together():
+    """Precision, parts of a batch, devices, clipping and a memory budget: no combination raises."""
+    script = Path(__file__).parent / "on_two_devices.py"
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+                         cwd=script.parent.parent)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert len(found) == 6
+    for options, (whole, needed, budget, loss) in found.items():
+        assert needed <= budget < whole, options
+        assert loss == pytest.approx(found["float32, 1 parts, 1 devices"][3], rel=2e-2), options

@@ -126,8 +126,7 @@ def take_turns(programs: Mapping[str, Callable[[], Any]], pairs: int) -> dict[st
 def of_layers(net: Layer, loss: Layer | None, params: Tree, batch: Any, rounds: int) -> list[LayerCost]:
     """A LayerCost per layer without parts, the loss last."""
     found = calls(net, loss, params, batch)
-    whole = automatic(net), loss and automatic(loss)
-    auto_kept = {row.path: row.kept_bytes for row in summarize(*whole, params, batch)}
+    auto_kept = {row.path: row.kept_bytes for row in summarize(automatic(objective(net, loss)), None, params, batch)}
     return [of_layer(row, auto_kept[row.path], found[row.path], rounds)
             for row in summarize(net, loss, params, batch) if row.path in found]
 
@@ -195,6 +194,7 @@ class Call(NamedTuple):
 def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str, Call]:
     """By path, every layer without parts that the backward comes to, the loss last."""
     layers: dict[str, Layer] = {}
+    losses: dict[str, Layer] = {}
 
     def recalled(path: str, layer: Layer) -> Layer:
         if not layer.parts:
@@ -207,8 +207,12 @@ def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str,
     def run(params: Tree, batch: Any) -> Any:
         _, grads = value_and_grad(recorded, loss)(beside_records(recorded, loss, params, batch), batch)
         to_loss: dict[str, Any] = {}
-        note = lambda path, layer, params, x, y, residuals: to_loss.update({path: x} if path == LOSS else {})
-        predict(tap(objective(net, loss), note))(params, batch)
+
+        def see(path: str, layer: Layer, params: Tree, x: Any, y: Any, residuals: Any) -> None:
+            if path == LOSS:
+                losses[path], to_loss[path] = layer, x
+
+        predict(tap(objective(net, loss), see))(params, batch)
         return records(grads, KIND), to_loss
 
     seen, to_loss = run(params, batch)
@@ -217,8 +221,7 @@ def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str,
         mark, *given = seen[path].value
         found[path] = Call(layers[path], mark.size, *jax.tree.map(lambda a, axes=mark.ndim: a[(-1,) * axes], given))
     for path, x in to_loss.items():
-        assert loss is not None
-        found[path] = Call(loss, 1, (), x, jnp.ones((), jax.tree.leaves(x)[0].dtype))
+        found[path] = Call(losses[path], 1, (), x, jnp.ones((), jax.tree.leaves(x)[0].dtype))
     return found
 
 

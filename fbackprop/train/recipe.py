@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..compose import ValueAndGrad, auto_value_and_grad, objective, value_and_grad
 from ..layer import Layer, Tree
@@ -32,10 +31,10 @@ def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
 
     Both are of each device. Raises Problem with the least possible where config.memory is below it.
     """
-    part = jax.eval_shape(lambda: _first_rows(batch, config.accumulate))
+    part = _largest_part(jax.eval_shape(lambda: batch), config.accumulate)
     share, needs = part, None
     if config.devices > 1:
-        share = jax.eval_shape(lambda: _first_rows(part, config.devices))
+        share = _largest_part(part, config.devices)
         needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
     try:
         found = planned(computed(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
@@ -44,11 +43,11 @@ def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes
 
 
-def _first_rows(batch: Any, parts: int) -> Any:
-    """Returns the largest of so many parts of a batch."""
+def _largest_part(batch: Any, parts: int) -> Any:
+    """Returns the specs of the largest of so many parts of a batch of specs."""
     if parts == 1:
         return batch
-    return jax.tree.map(lambda a: jnp.zeros((-(-a.shape[0] // parts), *a.shape[1:]), a.dtype), batch)
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((-(-a.shape[0] // parts), *a.shape[1:]), a.dtype), batch)
 
 
 def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ..compose import objective
 from ..errors import show
 from ..layer import Layer
 from ..losses.weight import Weight, batch_size
@@ -60,7 +61,7 @@ def own_task(config: TrainConfig, made: Any = None) -> Task:
     def checked(seed: int, step: int) -> Any:
         with users_code(config.model, "batches(seed, step)"):
             batch = batches(seed, step)
-        ok = loss is None or (isinstance(batch, tuple) and len(batch) == 2)
+        ok = objective(net, loss) is net or (isinstance(batch, tuple) and len(batch) == 2)
         if not ok:
             raise Problem(f"{config.model}: batches(seed, step): expected a pair (x, target), got {describe(batch)}")
         return batch
