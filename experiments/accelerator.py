@@ -31,11 +31,11 @@ from fbackprop.problem import Failure, Interrupted, Problem
 
 ARMS = (("by hand", "manual", "all kept"), ("jax", "jax", "idiomatic"), ("torch", "torch", "eager"),
         ("torch-compile", "torch-compile", "compiled"), ("flax", "flax", "idiomatic"))
-TUNED = (("jax-tuned, least bytes", "least", "no setting was compiled in time"),
-         ("jax-tuned, recomputes nothing", "plain", "no setting but the idiomatic one recomputes nothing"))
+LEAST, PLAIN = "jax-tuned, least bytes", "jax-tuned, recomputes nothing"
 SHARED = "resnet"  # the work on all devices: its batch norm needs the statistics of the whole batch
-LIMITS = {"arm": (90.0, 30.0), "tuned": (75.0, 30.0), "layers": (75.0, 60.0)}  # seconds of a request, full and small
-INSIDE = {"arm": (1.0, 0.02), "tuned": (45.0, 4.0), "layers": (60.0, 50.0), "peak": (0.5, 0.1)}  # seconds it has for its work
+LIMITS = {"arm": (90.0, 30.0), "tuned": (75.0, 30.0), "layers": (80.0, 100.0)}  # seconds of a request, full and small
+INSIDE = {"arm": (0.5, 0.02), "tuned": (50.0, 6.0), "layers": (65.0, 90.0), "peak": (0.5, 0.1)}  # seconds it has for its work
+FIRST = 4  # rows that one call should finish
 GRACE = 5.0  # seconds of the running arm after the time is up
 
 
@@ -50,6 +50,7 @@ class Session:
         self.workers, self.deadline, self.gradients = workers, deadline, gradients
         self.about: dict[str, Any] = {}
         self.divided: Workers | None = None  # processes with two CPU devices
+        self.row_ends = deadline  # when the running row should end, so that the first rows all get their turn
         self.record: Record
 
     @property
@@ -67,6 +68,17 @@ class Session:
             raise TimeUp
         return found
 
+    def plan_row(self, rows_left: int) -> None:
+        """Gives the next row an equal share of the time left."""
+        now = time.monotonic()
+        self.row_ends = now + (self.deadline - now) / rows_left
+
+    def for_tuning(self, jax_arm: dict[str, Any]) -> float:
+        """Returns the seconds for compiling settings: the row's time left after two more arms, but at least a third of the most."""
+        most = INSIDE["tuned"][self.small]
+        left = self.row_ends - time.monotonic() - 2 * jax_arm.get("seconds", 0.0)
+        return min(most, max(most / 3, left))
+
     def begin(self, small: bool | None, names: Sequence[str]) -> None:
         """Asks a first process for the device, and decides how the others run."""
         self.workers.reuse = True
@@ -83,7 +95,8 @@ class Session:
         if not self.workers.reuse:
             self.workers.close()
 
-    def arm(self, row: dict[str, Any], name: str, peer: str, setting: str, workers: Workers | None = None) -> None:
+    def arm(self, row: dict[str, Any], name: str, peer: str, setting: str, workers: Workers | None = None,
+            all_devices: bool = False) -> None:
         """Measures one arm into a row, and writes the file."""
         library = peer.removesuffix("-compile")
         if library in ("flax", "torch") and find_spec(library) is None:
@@ -91,7 +104,7 @@ class Session:
         else:
             compiler = "aot_eager" if self.small else "inductor"  # inductor takes ten seconds for the smallest work
             found = self.ask("arm", workers, work=row.get("work", row["name"]), peer=peer, point=setting, compiler=compiler,
-                             first=not row["arms"], gradients=str(self.gradients))
+                             all_devices=all_devices, first=not row["arms"], gradients=str(self.gradients))
         note = {"setting": f"{setting} by {compiler}" if peer == "torch-compile" and "ms" in found else setting}
         row["arms"][name] = {**note, **self.figures(row, name, found)}
         self.record.put(row)
@@ -102,7 +115,8 @@ class Session:
         """Returns the columns of an arm; `why` has the reason of every null."""
         if "ms" not in found:
             return found
-        peak = self.record.content["matmul_peak"].get(row["dtype"]) or self.record.content["matmul_peak"].get("float32")
+        peaks = self.record.content["matmul_peak"]
+        peak = peaks[row["dtype"]] or peaks["float32"]
         share = row["flops"] / (found["ms"] / 1e3) / peak if peak else None
         columns = {"ms": found["ms"], "per_s": row["batch"] / found["ms"] * 1e3, "peak_mb": found.get("peak_mb"),
                    "temp_mb": found["temp_mb"], "compile_s": found["compile_s"], "peak_share": share,
@@ -126,20 +140,36 @@ def work_row(session: Session, row: dict[str, Any]) -> None:
     """Measures a work by hand, by jax.grad as written and at two tuned settings, and by other libraries."""
     for arm in ARMS:
         session.arm(row, *arm)
-    mine, plain = row["arms"]["by hand"], row["arms"]["jax"]
-    if "ms" in mine and "ms" in plain:  # two names of one difference
-        mine["gradient_difference"], mine["why"] = plain["gradient_difference"], dict(mine["why"])
-        mine["why"].pop("gradient_difference")
-    row["tuning"] = session.ask("tuned", work=row["name"])
-    for arm, key, why in TUNED:
-        setting = row["tuning"].get(key)
-        if setting in (None, "idiomatic"):
-            failed = row["tuning"].get("failed")
-            row["arms"][arm] = {"failed": failed} if failed else {"same_as": "jax", "why": why if setting is None else (
-                "no compiled setting has fewer bytes than the idiomatic one")}
-            session.record.put(row)
+    share_difference(row["arms"]["by hand"], row["arms"]["jax"])
+    row["tuning"] = session.ask("tuned", work=row["name"], seconds=session.for_tuning(row["arms"]["jax"]))
+    for arm, without in without_run(row["tuning"]).items():
+        if without is None:
+            session.arm(row, arm, "jax-tuned", row["tuning"]["least" if arm == LEAST else "plain"])
         else:
-            session.arm(row, arm, "jax-tuned", setting)
+            row["arms"][arm] = without
+
+
+def share_difference(mine: dict[str, Any], plain: dict[str, Any]) -> None:
+    """Gives the arm by hand the difference between its gradients and those of jax.grad."""
+    difference = plain.get("gradient_difference")
+    if "ms" in mine and difference is not None:
+        why = {key: reason for key, reason in mine.pop("why", {}).items() if key != "gradient_difference"}
+        mine.update(gradient_difference=difference, **({"why": why} if why else {}))
+
+
+def without_run(tuning: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """Returns for both tuned arms what is known of them without a run; None for one that has to run."""
+    if not tuning.get("compiled"):
+        failed = {"failed": tuning.get("failed", "no setting was compiled in time")}
+        return {LEAST: failed, PLAIN: failed}
+    found: dict[str, dict[str, Any] | None] = {LEAST: None, PLAIN: None}
+    if tuning["least"] == "idiomatic":
+        found[LEAST] = {"same_as": "jax", "why": "no compiled setting has fewer bytes than the idiomatic one"}
+    if tuning["plain"] is None:
+        found[PLAIN] = {"same_as": "jax", "why": "no compiled setting but the idiomatic one recomputes nothing"}
+    elif tuning["plain"] == tuning["least"]:
+        found[PLAIN] = {"same_as": LEAST, "why": "the setting with the least bytes recomputes nothing"}
+    return found
 
 
 def layers_row(session: Session, row: dict[str, Any]) -> None:
@@ -165,14 +195,15 @@ def devices_row(session: Session, row: dict[str, Any]) -> None:
     row["devices"] = 2 if workers else session.about["count"]
     session.arm(row, "one device", "manual", "all kept", workers)
     if row["devices"] > 1:
-        session.arm(row, "all devices", "sharded", "batch shared", workers)
+        session.arm(row, "all devices", "manual", "all kept", workers, all_devices=True)
     else:
         row["arms"]["all devices"] = {"missing": "there is only one device"}
 
 
 def measure(session: Session, names: Sequence[str]) -> None:
-    """Measures the missing rows among `names` in order, until the time is up."""
+    """Measures the missing rows among `names` in order. Raises TimeUp."""
     for name in (name for name in session.record.missing if name in names):
+        session.plan_row(max(1, sum(each in names for each in session.record.missing if each in ROWS[:FIRST])))
         facts = session.about["works"].get(SHARED if name == "devices" else name, {})
         row: dict[str, Any] = {"name": name, "state": "missing", "why": "it was not finished", **facts, "arms": {}}
         if name == "devices":
@@ -182,7 +213,7 @@ def measure(session: Session, names: Sequence[str]) -> None:
         except TimeUp:
             row["why"] = f"the time was up after {len(row['arms'])} arms"
             session.record.put(row)
-            return
+            raise
         reasons = [arm.get("failed") or arm.get("missing") for arm in row["arms"].values()]
         state = "failed" if all(reasons) else "done"
         session.record.put({**{key: value for key, value in row.items() if key != "why"}, "state": state,
@@ -224,13 +255,23 @@ def run(options: argparse.Namespace, session: Session) -> Record:
     device = re.sub(r"\W+", "-", session.about["device"].lower()).strip("-")
     out = options.out or Path("runs") / f"accelerator-{device}.json"
     session.record = begin(out, old or (read(out) if out.exists() else None), session.about)
-    if "matmul_peak" not in session.record.content:
-        found = session.ask("peak")
-        session.record.content["matmul_peak"] = {key: found[key] for key in ("float32", "bfloat16", "failed") if key in found}
     session.record.save()
-    session.settle()
-    measure(session, options.rows)
+    try:
+        if "matmul_peak" not in session.record.content:
+            session.record.content["matmul_peak"] = matmul_peak(session)
+        session.settle()
+        measure(session, options.rows)
+    except TimeUp:
+        pass
     return session.record
+
+
+def matmul_peak(session: Session) -> dict[str, Any]:
+    """Returns the FLOPs a second of the device's best matrix product, by dtype."""
+    found = session.ask("peak")
+    failed = found.get("failed")
+    reasons = {"float32": failed, "bfloat16": failed or "a CPU computes bfloat16 by float32"}
+    return with_reasons({key: found.get(key) for key in reasons}, reasons)
 
 
 def interrupt(number: int, frame: Any) -> None:
@@ -240,8 +281,6 @@ def interrupt(number: int, frame: Any) -> None:
 def main(argv: Sequence[str] | None = None, workers: Workers | None = None) -> int:
     """Returns the exit code."""
     began = time.monotonic()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, interrupt)
     workers = workers or Workers({})
     with tempfile.TemporaryDirectory(prefix="fbackprop-") as folder:
         session = Session(workers, began, Path(folder) / "gradients.npz")
@@ -264,4 +303,6 @@ def main(argv: Sequence[str] | None = None, workers: Workers | None = None) -> i
 
 
 if __name__ == "__main__":
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, interrupt)
     sys.exit(main())

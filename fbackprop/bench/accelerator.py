@@ -20,9 +20,9 @@ from ..layer import Tree, split
 from ..train.parallel import data_parallel, devices, replicate, shard
 from ..verify.cases import CASES, Case
 from ..verify.check import draw_params
-from ..verify.oracles import Point
+from ..verify.oracles import Point, quick_jit
 from ..verify.subject import cast, layer_subject
-from .arm import Arm, arm_of, host, matmul_peak, measure_jax, measure_torch, of_chain, of_loss, settings_of, settle_heap
+from .arm import Arm, arm_of, host, load_peer, matmul_peak, measure_jax, measure_torch, of_chain, of_loss, settings_of, settle_heap
 from .idiomatic import IDIOMS
 from .serve import one_line
 from .works import Work, find_work
@@ -36,19 +36,19 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
     A small run on a CPU compiles without most optimizations: most of it is compiling, and the bytes stay the same.
     """
-    if jax.default_backend() == "cpu":
-        request = {**request, "small": request["small"] is not False}
-        jax.config.update("jax_disable_most_optimizations", request["small"])
+    small, on_cpu = request["small"], jax.default_backend() == "cpu"
+    request["small"] = on_cpu if small is None else small
+    request["quick"] = on_cpu and request["small"]
+    jax.config.update("jax_disable_most_optimizations", request["quick"])
     return ANSWERS[request["ask"]](request)
 
 
 def about(request: dict[str, Any]) -> dict[str, Any]:
     """Returns the device, and of each work its FLOPs and the unit of its batch."""
     first = jax.devices()[0]
-    small = bool(request["small"])
-    works = {name: facts(find_work(name, small)) for name in request["works"]}
-    return {"backend": jax.default_backend(), "device": first.device_kind, "count": jax.local_device_count(), "small": small,
-            "works": works}
+    works = {name: facts(find_work(name, request["small"])) for name in request["works"]}
+    return {"backend": jax.default_backend(), "device": first.device_kind, "count": jax.local_device_count(),
+            "small": request["small"], "works": works}
 
 
 def facts(work: Work) -> dict[str, Any]:
@@ -62,10 +62,8 @@ def facts(work: Work) -> dict[str, Any]:
 
 def peak(request: dict[str, Any]) -> dict[str, Any]:
     """Measures the best matrix product in both dtypes; a CPU has no bfloat16 of its own."""
-    found = {"float32": matmul_peak(False, request["seconds"])["flops_per_s"]}
-    if jax.default_backend() != "cpu":
-        found["bfloat16"] = matmul_peak(True, request["seconds"])["flops_per_s"]
-    return found
+    narrow = None if jax.default_backend() == "cpu" else matmul_peak(True, request["seconds"])["flops_per_s"]
+    return {"float32": matmul_peak(False, request["seconds"])["flops_per_s"], "bfloat16": narrow}
 
 
 def measured(request: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +72,11 @@ def measured(request: dict[str, Any]) -> dict[str, Any]:
     work, peer, seconds = find_work(request["work"], request["small"]), request["peer"], request["seconds"]
     look = partial(compared, Path(request["gradients"]), request["first"])
     if peer.startswith("torch"):
+        if request["quick"]:
+            load_peer(peer).torch.set_num_threads(1)  # its threads wait busily, which a small work on few cores suffers from
         return measure_torch(work, peer, False, SEED, seconds, look, request["compiler"])
-    arm, batch = arm_of(work, "manual" if peer == "sharded" else peer, request["point"], SEED), work.batch(SEED)
-    if peer == "sharded":
+    arm, batch = arm_of(work, peer, request["point"], SEED), work.batch(SEED)
+    if request["all_devices"]:
         arm, batch = shared(work, arm, batch)
     return measure_jax(arm, batch, False, seconds, look)
 
@@ -113,7 +113,7 @@ def tuned(request: dict[str, Any]) -> dict[str, Any]:
 
     sizes, failed = in_threads(size, list(settings), request["seconds"])
     plain = [name for name in sizes if not REMAT.search(str(jax.make_jaxpr(settings[name])(*theirs, batch)))]
-    return {**picked(sizes, plain), "settings": len(settings), "failed_settings": failed,
+    return {**picked(sizes, plain), "settings": len(settings), "compiled": len(sizes), "failed_settings": failed,
             "temp_mb": {name: each / 1e6 for name, each in sizes.items()}}
 
 
@@ -124,11 +124,15 @@ def picked(sizes: dict[str, int], plain: list[str]) -> dict[str, str | None]:
 
 
 def in_threads(fn: Callable[[str], Any], names: list[str], seconds: float) -> tuple[dict[str, Any], dict[str, str]]:
-    """Runs `fn` of every name on all cores. Returns what was found within `seconds`, and the reason of each that failed."""
+    """Runs `fn` of every name on all cores. Returns the results after at most `seconds`, and the reason of each failure.
+
+    None starts in the second half of the time, so that few are left running.
+    """
     pool = ThreadPoolExecutor(os.cpu_count())
     futures: dict[str, Future] = {name: pool.submit(fn, name) for name in names}
-    wait(futures.values(), timeout=seconds)
+    wait(futures.values(), timeout=seconds / 2)
     pool.shutdown(wait=False, cancel_futures=True)
+    wait([future for future in futures.values() if future.running()], timeout=seconds / 2)
     done = {name: future for name, future in futures.items() if future.done() and not future.cancelled()}
     failed = {name: one_line(error) for name, future in done.items() if (error := future.exception())}  # type: ignore[arg-type]
     return {name: future.result() for name, future in done.items() if name not in failed}, failed
@@ -154,7 +158,7 @@ def of_layer(case: Case) -> float:
             subject, theta, fixed = layer_subject(case.layer, draw_params(case.layer, x, rng), x)
             size = jax.eval_shape(subject.f, theta, fixed).size
             point = Point(np.asarray(theta), fixed, rng.standard_normal(size)).astype(np.float32)
-        rule = jax.jit(subject.rule)
+        rule = quick_jit(subject.rule)
         reference = point.astype(np.float64) if here == cpu else point
         a, b = (host(rule(*jax.device_put((at.theta, at.fixed, at.dy), there))) for at, there in ((point, here), (reference, cpu)))
     return relative([a[leaf.slice] for leaf in subject.leaves], [b[leaf.slice] for leaf in subject.leaves])

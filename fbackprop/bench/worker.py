@@ -10,10 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVE = (sys.executable, "-m", "fbackprop.bench.serve")
 ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take three quarters of a GPU's memory, and PyTorch share the rest
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from a cache has no seconds to compile
@@ -24,11 +26,11 @@ ENVIRONMENT = {
 class Worker:
     """A process that answers one request after another."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], command: Sequence[str] = SERVE) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fbackprop.bench.serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
             cwd=ROOT, env={**os.environ, **ENVIRONMENT, **environment, "PYTHONPATH": path}, start_new_session=True)
 
     @property
