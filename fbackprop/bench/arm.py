@@ -90,7 +90,7 @@ def of_module(peer: ModuleType, name: str, trained: Tree, rest: Tree) -> Arm:
         value, found = fn(peer.whole(trained, rest), batch)
         return value, *peer.parts(found)  # the gradients, and what the rest becomes
 
-    return Arm(run, *peer.parts(state), named=lambda grads: peer.gradients(name, (grads, ())))
+    return Arm(run, *peer.parts(state))._replace(named=lambda grads: peer.gradients(name, (grads, ())))
 
 
 def load_peer(peer: str) -> ModuleType:
@@ -181,7 +181,7 @@ def timed(run: Callable[[], Any], seconds: float, least: int = 3) -> float:
 
 def settings_of(work: Work) -> dict[str, Callable]:
     """Returns the idiom's settings, and on a GPU in bfloat16 the attention that cuDNN fuses."""
-    found = IDIOMS[work.name].points
+    found: dict[str, Callable] = {**IDIOMS[work.name].points}
     if not work.narrow or jax.default_backend() != "gpu":
         return found
     return {**found, "cudnn attention": partial(found["idiomatic"], implementation="cudnn")}

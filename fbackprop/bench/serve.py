@@ -1,6 +1,6 @@
-"""Serves measurements: `python -m fbackprop.bench.serve` reads one JSON request a line and answers each by one JSON line.
+"""A process that measures: `python -m fbackprop.bench.serve` answers JSON lines by JSON lines.
 
-The process ends with its standard input, so a killed parent leaves no process behind on the device.
+The process ends with its standard input, so a killed parent leaves no process on the device.
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from queue import Queue
 from threading import Thread
 from typing import Any
 
 from ..problem import Problem
-
-LENGTH = 300  # characters of a reason
+from .worker import LENGTH
 
 
 def main() -> None:
@@ -34,14 +34,14 @@ def main() -> None:
 
 
 def listen(requests: Queue[dict[str, Any]]) -> None:
-    """Queues every line of the standard input, then ends the process, whatever it computes."""
+    """Queues every line of the standard input, then ends the process at once."""
     for line in sys.stdin:
         requests.put(json.loads(line))
     os._exit(0)
 
 
-def answer(work: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Returns the figures; or the reason under `missing` for a Problem, under `failed` for any other exception."""
+def answer(work: Callable[..., dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures; or the reason, under `missing` for a Problem, else under `failed`."""
     try:
         return work(request)
     except Problem as problem:
@@ -50,7 +50,7 @@ def answer(work: Any, request: dict[str, Any]) -> dict[str, Any]:
         return {"failed": f"{type(error).__name__}: {one_line(error)}"}
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Returns the first line of the error's message, shortened."""
     lines = str(error).strip().splitlines() or [""]
     return lines[0][:LENGTH]

@@ -1,7 +1,11 @@
-"""Processes that measure: each runs fbackprop.bench.serve, answers requests, and is killed where it takes too long. No jax here."""
+"""Processes that measure, seen from the process that asks. A request that takes too long is killed.
+
+Imports no jax: a parent that starts a backend would take memory of the device.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -16,9 +20,10 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVE = (sys.executable, "-m", "fbackprop.bench.serve")
+LENGTH = 300  # characters of a reason
 ENVIRONMENT = {
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX would take three quarters of a GPU's memory, and PyTorch share the rest
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from a cache has no seconds to compile
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # or JAX takes most of a GPU's memory at its start
+    "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program has no seconds to compile
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
 }
 
@@ -28,75 +33,76 @@ class Worker:
 
     def __init__(self, environment: dict[str, str], command: Sequence[str] = SERVE) -> None:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        self.errors = tempfile.TemporaryFile()
+        environment = {**os.environ, **ENVIRONMENT, **environment, "PYTHONPATH": path}
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-            cwd=ROOT, env={**os.environ, **ENVIRONMENT, **environment, "PYTHONPATH": path}, start_new_session=True)
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=ROOT,
+            env=environment, start_new_session=True)  # Ctrl-C reaches the parent alone
 
     @property
     def alive(self) -> bool:
         return self.process.poll() is None
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
-        """Returns the answer, or the reason under `failed`: the process ended, or was stopped after `seconds`."""
+        """Returns the answer. `failed`: why there is none; `stopped`: after `seconds`."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-            if not select.select([self.process.stdout], [], [], seconds)[0]:
-                self.end()
-                return {"failed": f"stopped after {seconds:.0f} s", "stopped": True}
-            line = self.process.stdout.readline()
-        except BrokenPipeError:  # it ended before it could read
-            line = b""
+        except BrokenPipeError:
+            return {"failed": self.last_words()}
+        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            return {"failed": f"stopped after {seconds:.0f} s", "stopped": True}
+        line = self.process.stdout.readline()
         return json.loads(line) if line else {"failed": self.last_words()}
 
     def last_words(self) -> str:
-        """Says how the process ended, and the last line of its standard error."""
+        """Says how the process ended, with the last line of its standard error."""
         code = self.process.wait()
-        how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return f"{how}: {lines[-1][:300]}" if lines else how
+        return f"the process ended by {how}" + (f": {lines[-1][:LENGTH]}" if lines else "")
 
     def end(self) -> None:
         """Kills the process and those that it has started."""
-        if self.alive:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for file in (self.process.stdin, self.process.stdout, self.errors):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # a request that was never read
                 file.close()  # type: ignore[union-attr]
-            except BrokenPipeError:  # of what it never read
-                pass
 
 
 class Workers:
-    """Hands every request to a process. By default that is a fresh one, which has no other's memory in its peak.
+    """Gives every request to a process: a fresh one, so that no peak of memory is another's.
 
-    reuse: one process for all requests, as long as it lives. ahead: the next process starts while one measures.
+    reuse: one process for all requests while it lives. ahead: the next process starts during a
+    measurement.
     """
 
-    def __init__(self, environment: dict[str, str], reuse: bool = False, ahead: bool = False) -> None:
+    def __init__(self, environment: dict[str, str], reuse: bool = False,
+                 ahead: bool = False) -> None:
         self.environment, self.reuse, self.ahead = environment, reuse, ahead
-        self.next: Worker | None = None
         self.now: Worker | None = None
+        self.next: Worker | None = None
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Returns what `Worker.ask` returns, with the seconds that it took."""
         began = time.monotonic()
-        self.now, self.next = self.next or Worker(self.environment), None
-        if self.ahead:
-            self.next = Worker(self.environment)
-        found = self.now.ask(request, seconds)
-        if self.reuse and self.now.alive:
-            self.next, self.now = self.now, None
+        worker = self.now = self.next or Worker(self.environment)
+        self.next = Worker(self.environment) if self.ahead else None
+        found = worker.ask(request, seconds)
+        if self.reuse and worker.alive and not found.get("stopped"):
+            self.next = worker
         else:
-            self.now.end()
+            worker.end()
+        self.now = None
         return {**found, "seconds": round(time.monotonic() - began, 1)}
 
     def close(self) -> None:
+        """Ends all processes."""
         for worker in (self.now, self.next):
             if worker is not None:
                 worker.end()

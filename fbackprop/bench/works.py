@@ -89,8 +89,8 @@ def at(make: Callable[..., Layer], **settings: dict[str, Any]) -> dict[str, Call
     return {FULL: make, **{name.replace("_", " "): partial(make, **options) for name, options in settings.items()}}
 
 
-def _narrow_gpt(*sizes: int) -> Layer:
-    return with_precision(gpt(*sizes), PRECISIONS["bfloat16"])
+def _narrow_gpt(vocabulary: int, length: int, features: int, heads: int, blocks: int) -> Layer:
+    return with_precision(gpt(vocabulary, length, features, heads, blocks), PRECISIONS["bfloat16"])
 
 
 CLASSES = softmax_cross_entropy()
