@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerator_file import ROWS, Record, commit_name, now
 
-from fbackprop.bench.worker import Workers
+from fbackprop.bench.worker import Workers, quick_environment
 from fbackprop.problem import Failure
 
 ARMS = (  # name, peer, setting
@@ -49,6 +49,7 @@ class Session:
     def begin(self, small: bool | None, names: Sequence[str]) -> None:
         """Asks a first process for the device and the works. Raises Failure."""
         self.workers.reuse = True
+        self.workers.environment = {} if small is False else quick_environment()
         works = {SHARED, *names} - {"layers", "devices"}
         found = self.workers.ask({"ask": "about", "small": small, "works": sorted(works)}, START)
         if "device" not in found:
@@ -66,6 +67,7 @@ class Session:
         self.workers.ahead = self.about["backend"] == "gpu"
         if not self.workers.reuse:
             self.workers.close()
+            self.workers.environment = {}
 
     def close(self) -> None:
         for workers in (self.workers, self.divided):
@@ -210,8 +212,8 @@ def devices_row(session: Session, row: dict[str, Any]) -> None:
     """Compares loss and gradients on one device with those of the batch on all devices."""
     workers = None
     if session.about["backend"] == "cpu":  # a CPU is divided in two, in processes of their own
-        workers = Workers({"JAX_NUM_CPU_DEVICES": "2"}, session.workers.reuse)
-        session.divided = workers
+        environment = {**session.workers.environment, "JAX_NUM_CPU_DEVICES": "2"}
+        workers = session.divided = Workers(environment, session.workers.reuse)
     row["devices"] = 2 if workers else session.about["count"]
     session.arm(row, "one device", "manual", "all kept", workers)
     if row["devices"] > 1:

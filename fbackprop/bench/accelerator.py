@@ -35,7 +35,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     """Answers one request, whose `ask` names one of ANSWERS. small: None for small on a CPU.
 
     A small run on a CPU spends most of its time on compiling, so it leaves optimizations out.
-    XLA's temporary bytes stay the same.
+    XLA's temporary bytes hardly change.
     """
     small, on_cpu = request["small"], jax.default_backend() == "cpu"
     request["small"] = on_cpu if small is None else small

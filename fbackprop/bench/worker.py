@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,14 @@ ENVIRONMENT = {
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cached program has no seconds to compile
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
 }
+
+
+def quick_environment() -> dict[str, str]:
+    """Returns an environment in which XLA compiles for a CPU in half the time."""
+    flags = [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_parallel_codegen_split_count=1"]
+    if tuple(map(int, version("jax").split(".")[:2])) < (0, 11):  # later ones have no choice
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return {"XLA_FLAGS": " ".join(flags).strip()}
 
 
 class Worker:
