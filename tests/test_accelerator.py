@@ -17,7 +17,7 @@ from test_experiments import load
 
 from fbackprop.bench import accelerator as device
 from fbackprop.bench.serve import answer
-from fbackprop.bench.worker import Worker
+from fbackprop.bench.worker import Worker, Workers
 from fbackprop.bench.works import SMALL, WORKS
 from fbackprop.problem import Problem
 
@@ -269,6 +269,24 @@ def test_a_process_that_ends_or_hangs_is_a_reason(program, words):
     worker.end()
     assert not worker.alive
     assert found == {"peer": "jax"} if words is None else words in found["failed"]
+
+
+WHO = """import json, os, sys
+for line in sys.stdin: print(json.dumps({"pid": os.getpid()}), flush=True)"""
+
+
+@pytest.mark.parametrize(("reuse", "ahead", "count"), [(True, False, 1), (False, False, 3), (False, True, 3)])
+def test_an_arm_has_a_fresh_process_unless_one_is_reused(reuse, ahead, count):
+    workers = Workers({}, reuse, ahead, [sys.executable, "-c", WHO])
+    found, waiting = [], []
+    for _ in range(3):
+        found.append(workers.ask({}, 20.0)["pid"])
+        waiting.append(workers.next and workers.next.process.pid)
+    assert len(set(found)) == count
+    if ahead:
+        assert found[1:] == waiting[:2]  # the process that started during the measurement before
+    workers.close()
+    assert not any(psutil.pid_exists(pid) for pid in {*found, *waiting} - {None})
 
 
 def test_an_exception_is_one_line_and_a_problem_is_a_missing_thing():

@@ -91,17 +91,18 @@ class Workers:
     measurement.
     """
 
-    def __init__(self, environment: dict[str, str], reuse: bool = False,
-                 ahead: bool = False) -> None:
+    def __init__(self, environment: dict[str, str], reuse: bool = False, ahead: bool = False,
+                 command: Sequence[str] = SERVE) -> None:
         self.environment, self.reuse, self.ahead = environment, reuse, ahead
+        self.command = command
         self.now: Worker | None = None
         self.next: Worker | None = None
 
     def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         """Returns what `Worker.ask` returns, with the seconds that it took."""
         began = time.monotonic()
-        worker = self.now = self.next or Worker(self.environment)
-        self.next = Worker(self.environment) if self.ahead else None
+        worker = self.now = self.next or Worker(self.environment, self.command)
+        self.next = Worker(self.environment, self.command) if self.ahead else None
         found = worker.ask(request, seconds)
         if self.reuse and worker.alive and not found.get("stopped"):
             self.next = worker
