@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def is_record(content: Any) -> bool:
-    """Whether `content` has the keys of a record, and rows with known names."""
+    """Returns whether `content` has the keys of a record, and rows with known names."""
     keys = {*SAME, "date", "why", "rows", "missing"}
     if not isinstance(content, dict) or not keys <= content.keys():
         return False

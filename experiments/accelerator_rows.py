@@ -58,7 +58,7 @@ class Session:
         self.about = found
 
     def settle(self) -> None:
-        """Decides how the processes run: a small run on a CPU needs one alone.
+        """Decides how the processes run: a small run on a CPU needs only one.
 
         Elsewhere every arm has a fresh process, because a peak of memory is never reset. On a GPU
         the next process starts during a measurement; a TPU has room for one process.

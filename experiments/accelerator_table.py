@@ -37,6 +37,16 @@ def markdown(content: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def text_of(path: Path) -> str:
+    """Returns the text of a file. Raises Problem for a file that is not whole."""
+    content = read(path)
+    try:
+        return markdown(content)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Problem(f"{path}: expected every key of a row, got {type(error).__name__}: {error}. "
+                      "Measure the row again") from error
+
+
 def heading(content: dict[str, Any]) -> Iterator[str]:
     """Yields the device, the versions and the date, then the best matrix product."""
     driver = [f"driver {content['driver']}"] * bool(content["driver"])
@@ -118,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(words) != 1:
             raise Problem(f"accelerator_table: expected one file, got {len(words)} words. "
                           "Give the file of experiments/accelerator.py")
-        print(markdown(read(Path(words[0]))), end="")
+        print(text_of(Path(words[0])), end="")
     except Problem as problem:
         print(problem, file=sys.stderr)
         return problem.exit_code

@@ -225,6 +225,16 @@ def test_a_file_that_cannot_be_written_is_code_74(run, tmp_path):
     assert said.count("\n") == 1
 
 
+def test_the_table_of_a_broken_row_is_one_line_and_code_2(run, capsys):
+    _, content, _ = run(None, "--rows", "mlp")
+    del content["rows"][0]["dtype"]
+    run.out.write_text(json.dumps(content))
+    assert table.main([str(run.out)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "'dtype'" in said
+
+
 @pytest.mark.parametrize("words", [[], ["one", "two"]])
 def test_the_table_wants_one_file(words, capsys):
     assert table.main(words) == 2

@@ -46,7 +46,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, cwd=ROOT,
-            env=environment, start_new_session=True)  # Ctrl-C reaches the parent alone
+            env=environment, start_new_session=True)  # Ctrl-C reaches only the parent
 
     @property
     def alive(self) -> bool:
