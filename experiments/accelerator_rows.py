@@ -23,7 +23,7 @@ SHARED = "resnet"  # is run on all devices: batch norm needs the statistics of t
 FIRST = 4  # rows that one call should finish
 # seconds, at full and at small sizes: until a process is killed, and what it is given for its work
 LIMITS = {"peak": (60.0, 30.0), "arm": (90.0, 30.0), "tuned": (75.0, 30.0), "layers": (80.0, 100.0)}
-WORK = {"peak": (0.5, 0.1), "arm": (0.5, 0.02), "tuned": (50.0, 6.0), "layers": (65.0, 90.0)}
+WORK = {"peak": (0.5, 0.1), "arm": (0.5, 0.02), "tuned": (50.0, 4.5), "layers": (65.0, 90.0)}
 START = 120.0  # seconds for the first process
 GRACE = 5.0  # seconds that the running arm has after the time is up
 
@@ -90,7 +90,7 @@ class Session:
         """Measures one arm into a row, and writes the file. Raises TimeUp."""
         library = peer.removesuffix("-compile")
         # inductor takes ten seconds for the smallest work
-        compiler = "aot_eager" if self.small else "inductor"
+        compiler = "eager" if self.small else "inductor"
         if library in ("flax", "torch") and find_spec(library) is None:
             found = {"missing": f"{library} is not installed"}
         else:
@@ -98,7 +98,7 @@ class Session:
                 "arm", workers, work=row["work"], peer=peer, point=setting, compiler=compiler,
                 all_devices=all_devices, first=not row["arms"], gradients=str(self.gradients))
         if peer == "torch-compile":
-            setting = f"compiled by {compiler}"
+            setting = f"backend {compiler}"
         row["arms"][name] = {"setting": setting, **self.columns(row, name, found)}
         self.record.put(row)
         reason = found.get("failed") or found.get("missing")
