@@ -18,7 +18,8 @@ from fbackprop.train.recipe import computed, fitted, gradients, start
 from fbackprop.train.task import Task
 
 # every two options meet
-COMBINATIONS = [("float32", 1, 1), ("float32", 2, 2), ("bfloat16", 1, 2), ("bfloat16", 2, 1), ("float16", 1, 1), ("float16", 2, 2)]
+COMBINATIONS = [("float32", 1, 1), ("float32", 2, 2), ("bfloat16", 1, 2), ("bfloat16", 2, 1), ("float16", 1, 1),
+                ("float16", 2, 2)]
 
 
 def found(precision, parts, count):

@@ -1,8 +1,9 @@
 """The works of the benchmark as users of PyTorch write them: nn modules, channels_last, F.cross_entropy, autocast for bfloat16.
 
 `program(name, trained, carried, batch) -> run`: run() is one loss and its backward pass, and returns the loss; step=True adds a
-step of AdamW, compiled=True runs model and loss by torch.compile. Sizes are read from `trained`, which with `carried` is what
-`fbackprop.bench.idiomatic` adapts a net's params to. `gradients` gives what run() found the structure and layout of `trained`.
+step of AdamW, compiled="inductor" or another backend runs model and loss by torch.compile. Sizes are read from `trained`,
+which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. `gradients` gives what run() found the
+structure and layout of `trained`.
 Runs on the GPU where there is one. Images have even sides: a stride of 2 then begins where JAX's "SAME" does.
 """
 
@@ -194,10 +195,11 @@ class Run:
         return value.item()
 
 
-def program(name, trained, carried, batch, step=False, compiled=False):
+def program(name, trained, carried, batch, step=False, compiled=None):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, as JAX by default
+        torch.backends.cudnn.benchmark = True  # the fastest convolution is searched for, as XLA does
     model = build(name, trained)
     load(name, model, trained, carried)
     model.to(device, memory_format=torch.channels_last)
@@ -211,7 +213,7 @@ def program(name, trained, carried, batch, step=False, compiled=False):
             return F.cross_entropy(model(x).flatten(0, -2), target.flatten())
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True) if step else None
-    return Run(model, torch.compile(loss) if compiled else loss, optimizer)
+    return Run(model, torch.compile(loss, backend=compiled) if compiled else loss, optimizer)
 
 
 def gradients(name, run):

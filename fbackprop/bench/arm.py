@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ..compose import auto_value_and_grad, value_and_grad
 from ..explain.compare import apart
 from ..flops import count_flops
 from ..layer import Tree, merge, split
+from ..problem import Problem
 from .idiomatic import IDIOMS
 from .own import checkpointed
 from .plans import of_json, planned_for
@@ -30,27 +32,34 @@ from .works import Work, find_work
 
 RATE = 1e-4
 PEERS = Path("experiments") / "peers"
+Look = Callable[[Tree], dict[str, Any]]  # takes gradients in the structure of the idiomatic weights, returns more figures
 
 
 class Arm(NamedTuple):
-    """`fn(trained, carried, batch) -> (value, grads, carried)`, grads like trained, and what it is given."""
+    """`fn(trained, carried, batch) -> (value, grads, carried)`, grads like trained, and what it is given.
+
+    named: takes grads, as NumPy arrays, to the structure of the idiomatic weights.
+    """
 
     fn: Callable[[Tree, Tree, Any], tuple[jax.Array, Tree, Tree]]
     trained: Tree
     carried: Tree
+    named: Callable[[Tree], Tree] = lambda grads: grads
 
 
 def arm_of(work: Work, peer: str, point: str, seed: int, plan: dict[str, Any] | None = None) -> Arm:
     """The loss and gradients of `peer` at `point`, or of the chain by `plan`, on the same weights for every peer."""
     params = work.params(seed)
     if peer == "manual":
-        return of_chain(value_and_grad(of_json(work.net, plan) if plan else work.points[point](), work.loss), params)
+        net = of_json(work.net, plan) if plan else work.points[point]()
+        arm = of_chain(value_and_grad(net, work.loss), params)
+        return arm._replace(named=lambda grads: IDIOMS[work.name].adapt(merge(grads, host(arm.carried)))[0])
     if work.name not in IDIOMS:  # the user's own: jax.grad of the same forward
         return of_chain(auto_value_and_grad(checkpointed(work.net)[point], work.loss), params)
     idiom = IDIOMS[work.name]
     trained, rest = jax.jit(idiom.adapt)(params)
     if peer in ("jax", "jax-tuned"):
-        return of_loss(idiom.points[point], trained, rest)
+        return of_loss(settings_of(work)[point], trained, rest)
     return of_module(load_peer(peer), work.name, trained, rest)
 
 
@@ -81,7 +90,7 @@ def of_module(peer: ModuleType, name: str, trained: Tree, rest: Tree) -> Arm:
         value, found = fn(peer.whole(trained, rest), batch)
         return value, *peer.parts(found)  # the gradients, and what the rest becomes
 
-    return Arm(run, *peer.parts(state))
+    return Arm(run, *peer.parts(state))._replace(named=lambda grads: peer.gradients(name, (grads, ())))
 
 
 def load_peer(peer: str) -> ModuleType:
@@ -106,8 +115,8 @@ def stepping(arm: Arm) -> tuple[Callable, Any]:
     return run, (arm.trained, arm.carried, jax.jit(tx.init)(arm.trained))
 
 
-def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, Any]:
-    """Compiled, then run for so many seconds. peak_mb: of the whole process, where the device tells it."""
+def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float, look: Look | None = None) -> dict[str, Any]:
+    """Compiles the arm, then runs it for `seconds`. peak_mb: of the whole process, where the device reports it."""
     def plain(carry: Any, batch: Any) -> Any:
         return arm.fn(carry[0], carry[1], batch)
 
@@ -122,22 +131,41 @@ def measure_jax(arm: Arm, batch: Any, step: bool, seconds: float) -> dict[str, A
         out = jax.block_until_ready(compiled(carry, batch))
         if step:
             carry = out[0]
-        return out[1 if step else 0]
+        return out
 
-    value = float(run())
-    peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return {"value": value, "ms": timed(run, seconds), "temp_mb": memory.temp_size_in_bytes / 1e6 if memory else None,
-            "compile_s": compile_s, **({"peak_mb": peak / 1e6} if peak else {})}
+    value = float(run()[1 if step else 0])
+    peak = peak_bytes()
+    figures = {"value": value, "ms": timed(run, seconds), "temp_mb": memory.temp_size_in_bytes / 1e6 if memory else None,
+               "compile_s": compile_s, **({"peak_mb": peak / 1e6} if peak else {})}
+    return {**figures, **look(arm.named(host(run()[1])))} if look else figures
 
 
-def measure_torch(work: Work, peer: str, step: bool, seed: int, seconds: float) -> dict[str, Any]:
-    """compile_s is the first run's; PyTorch has no figure like XLA's temporary bytes."""
+def peak_bytes() -> int | None:
+    """Returns the most bytes that this process has held on the device, None where the device keeps no statistics."""
+    try:
+        return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    except jax.errors.JaxRuntimeError:  # some plugins raise instead of returning None
+        return None
+
+
+def measure_torch(work: Work, peer: str, step: bool, seed: int, seconds: float, look: Look | None = None,
+                  backend: str = "inductor") -> dict[str, Any]:
+    """Measures PyTorch: compile_s is that of the first run, and XLA's temporary bytes have no counterpart.
+
+    backend: of torch.compile. Raises Problem where JAX computes on an accelerator that PyTorch does not see.
+    """
+    module = load_peer(peer)
+    if jax.default_backend() != "cpu" and not module.torch.cuda.is_available():
+        raise Problem(f"torch {module.torch.__version__} sees no GPU")
     trained, rest = map(host, jax.jit(IDIOMS[work.name].adapt)(work.params(seed)))
     batch = host(work.batch(seed))
     began = time.perf_counter()
-    run = load_peer(peer).program(work.name, trained, rest, batch, step=step, compiled=peer.endswith("-compile"))
+    run = module.program(work.name, trained, rest, batch, step, backend if peer.endswith("-compile") else None)
     value = run()
-    return {"value": value, "compile_s": time.perf_counter() - began, "ms": timed(run, seconds), "temp_mb": None}
+    figures = {"value": value, "compile_s": time.perf_counter() - began, "ms": timed(run, seconds), "temp_mb": None}
+    if module.torch.cuda.is_available():
+        figures["peak_mb"] = module.torch.cuda.max_memory_allocated() / 1e6
+    return {**figures, **look(module.gradients(work.name, run))} if look else figures
 
 
 def timed(run: Callable[[], Any], seconds: float, least: int = 3) -> float:
@@ -149,6 +177,14 @@ def timed(run: Callable[[], Any], seconds: float, least: int = 3) -> float:
         run()
         spent.append(time.perf_counter() - began)
     return 1e3 * float(np.median(spent))
+
+
+def settings_of(work: Work) -> dict[str, Callable]:
+    """Returns the idiom's settings, and on a GPU in bfloat16 the attention that cuDNN fuses."""
+    found: dict[str, Callable] = {**IDIOMS[work.name].points}
+    if not work.narrow or jax.default_backend() != "gpu":
+        return found
+    return {**found, "cudnn attention": partial(found["idiomatic"], implementation="cudnn")}
 
 
 def matmul_peak(narrow: bool, seconds: float) -> dict[str, Any]:

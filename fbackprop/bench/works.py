@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -48,11 +48,22 @@ class Work:
     def net(self) -> Layer:
         return self.points[FULL]()
 
+    @property
+    def counted(self) -> tuple[str, int]:
+        """Names the unit of a batch, tokens or examples, and counts them."""
+        x = jax.tree.leaves(jax.eval_shape(partial(self.batch, 0)))[0]
+        return ("tokens", x.size) if jnp.issubdtype(x.dtype, jnp.integer) else ("examples", len(x))
+
+    @cached_property
+    def init(self) -> Callable[..., Tree]:
+        """The init of net and loss; jitted, or it takes longer than the measurement."""
+        return jax.jit(objective(self.net, self.loss).init)
+
     def params(self, seed: int) -> Tree:
-        """Random weights; jitted, or making them takes longer than measuring."""
+        """Draws random weights."""
         spec = jax.eval_shape(partial(self.batch, 0))
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), spec)
-        return jax.jit(objective(self.net, self.loss).init)(jax.random.key(seed, impl="unsafe_rbg"), zeros)
+        return self.init(jax.random.key(seed, impl="unsafe_rbg"), zeros)
 
 
 def images(*shape: int) -> Callable[[int], tuple[jax.Array, jax.Array]]:
@@ -78,8 +89,8 @@ def at(make: Callable[..., Layer], **settings: dict[str, Any]) -> dict[str, Call
     return {FULL: make, **{name.replace("_", " "): partial(make, **options) for name, options in settings.items()}}
 
 
-def _gpt2_124m(**options: Any) -> Layer:
-    return with_precision(gpt(50257, 1024, 768, 12, 12, **options), PRECISIONS["bfloat16"])
+def _narrow_gpt(vocabulary: int, length: int, features: int, heads: int, blocks: int) -> Layer:
+    return with_precision(gpt(vocabulary, length, features, heads, blocks), PRECISIONS["bfloat16"])
 
 
 CLASSES = softmax_cross_entropy()
@@ -95,17 +106,29 @@ WORKS = {work.name: work for work in (
          tokens(1024, 4, 512)),
     Work("gpt50k", at(partial(gpt, 50257, 256, blocks=4), written_out={"unroll": True}, chunks_of_128={"chunk": 128},
                       chunks_of_64={"chunk": 64}), None, tokens(50257, 4, 256)),
-    Work("gpt2-124m", at(_gpt2_124m), None, tokens(50257, 16, 1024), narrow=True),
+    Work("gpt2-124m", at(partial(_narrow_gpt, 50257, 1024, 768, 12, 12)), None, tokens(50257, 16, 1024), narrow=True),
+)}
+
+# The same works with small sizes, to rehearse a measurement on a CPU. Every setting of WORKS and IDIOMS fits these sizes.
+SMALL = {work.name: work for work in (
+    Work("mlp", at(partial(mlp, (32, 32))), CLASSES, images(8, 64)),
+    Work("cnn", at(partial(convnet, (4, 8))), CLASSES, images(4, 8, 8, 1)),
+    Work("resnet", at(partial(resnet, (4, 8), 1)), CLASSES, images(4, 8, 8, 3)),
+    Work("lstm", at(partial(lstm_classifier, 16, segment=8, remake="nothing")), CLASSES, images(4, 16, 8)),
+    Work("gpt", at(partial(gpt, 64, 32, 32, 4, 2)), None, tokens(64, 4, 32)),
+    Work("gpt50k", at(partial(gpt, 512, 16, 32, 4, 1)), None, tokens(512, 4, 16)),
+    Work("gpt2-124m", at(partial(_narrow_gpt, 64, 32, 48, 12, 1)), None, tokens(64, 4, 32), narrow=True),
 )}
 
 
-def find_work(name: str) -> Work:
-    """A workload by its name, or the user's own file.py:function. Raises Problem where there is none."""
+def find_work(name: str, small: bool = False) -> Work:
+    """Returns a workload by its name, or the user's own file.py:function. Raises Problem where there is none."""
+    if name in WORKS:
+        return (SMALL if small else WORKS)[name]
+
     from ..train.config import TrainConfig
     from ..train.task import own_task
 
-    if name in WORKS:
-        return WORKS[name]
     if ".py" not in name:
         close = get_close_matches(name, WORKS, 1)
         hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
