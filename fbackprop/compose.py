@@ -160,10 +160,10 @@ def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
 
     Raises ValueError when nothing matches.
     """
-    return _with_rules(net, {where: fn})
+    return with_rules(net, {where: fn})
 
 
-def _with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
+def with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
     """All of them in one walk, children first."""
     seen: list[str] = []
 
@@ -248,7 +248,7 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
     `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
     Raises TypeError for a wrong structure of params or batch, ValueError for shapes, dtypes and a value that is no scalar.
     """
-    whole = _with_rules(objective(net, loss), rules or {})
+    whole = with_rules(objective(net, loss), rules or {})
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, residuals = whole.forward(params, canonical(batch))
