@@ -34,7 +34,7 @@ from fbackprop import (
     softmax_cross_entropy,
     value_and_grad,
 )
-from fbackprop.explain.compare import calls, flops_of, take_turns, value_of
+from fbackprop.comparison.costs import calls, flops_of, take_turns, value_of
 
 Work = tuple[Any, Any, Any]  # net, loss, batch
 

@@ -44,8 +44,8 @@ from fbackprop import (
     update,
     value_and_grad,
 )
-from fbackprop.explain.figures import CYCLE
 from fbackprop.layer import paths
+from fbackprop.report.figures import CYCLE
 
 XAVIER = jax.nn.initializers.glorot_uniform()
 

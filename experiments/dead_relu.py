@@ -24,7 +24,7 @@ from digit_runs import accuracy, order, small_digits, start, trained
 from lab import Lab, main
 
 from fbackprop import leaky_relu, mlp, probe, replace_rules, softmax_cross_entropy, value_and_grad
-from fbackprop.explain.figures import CYCLE
+from fbackprop.report.figures import CYCLE
 
 UNITS, HARM, EVERY, SLOPE = 256, 30, 60, 0.1
 RELU, LOSS = mlp((UNITS,)), softmax_cross_entropy()

@@ -40,7 +40,7 @@ from fbackprop import (
     split,
     value_and_grad,
 )
-from fbackprop.explain.compare import take_turns
+from fbackprop.comparison.costs import take_turns
 
 COUNTS, BATCHES, SIZES = (2, 4, 8), (64, 61), (1, 4, 16, 64, 256)
 LOSS = softmax_cross_entropy()

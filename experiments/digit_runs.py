@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fbackprop import Layer, inference, predict, split, update
-from fbackprop.compose import ValueAndGrad
 from fbackprop.data import DataSet, digits
+from fbackprop.gradients import ValueAndGrad
 
 
 @cache

@@ -42,7 +42,7 @@ from fbackprop import (
     split,
     value_and_grad,
 )
-from fbackprop.rewrite.record import beside_records, recording, records
+from fbackprop.observe.record import beside_records, recording, records
 
 PEOPLE = ("doctor", "nurse", "sailor", "child", "king")
 THINGS = {"ate": ("apple", "banana", "pear", "plum", "cherry"), "drank": ("tea", "milk", "water", "juice"),

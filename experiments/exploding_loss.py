@@ -30,7 +30,7 @@ from lab import Lab, main
 
 from fbackprop import chain, dense, gpt, mse, objective, rnn, value_and_grad
 from fbackprop.data import text
-from fbackprop.explain.figures import CYCLE
+from fbackprop.report.figures import CYCLE
 
 CLIPS = {"no clipping": optax.identity(), "norm 1.0": optax.clip_by_global_norm(1.0), "value 0.02": optax.clip(0.02)}
 TOP = 3000.0  # of the figure

@@ -26,7 +26,7 @@ from scanned import start, train
 
 from fbackprop import mlp, softmax_cross_entropy, value_and_grad
 from fbackprop.data import digits, shuffled_batches
-from fbackprop.explain.first_layer import COLORS, picture
+from fbackprop.report.first_layer import COLORS, picture
 
 HIDDEN, BATCH, RATE, TENTHS = 64, 50, 1e-3, 10
 PIXELS = [28 * row + column for row in (10, 13, 16) for column in (10, 13, 15, 18)]

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fbackprop.problem import Problem
+from fbackprop.checks import Problem
 
 OUT = Path("runs/experiments")
 INCH = 100  # pixels
@@ -81,7 +81,7 @@ class Lab:
         except ImportError:
             print("no figure: pip install 'fbackprop[plot]'", file=sys.stderr)
             return None
-        from fbackprop.explain.figures import CYCLE
+        from fbackprop.report.figures import CYCLE
 
         self.drawn = Figure(figsize=(wide, high), dpi=INCH, layout="constrained")
         axes = self.drawn.subplots(rows, columns, squeeze=False, **options)

@@ -20,7 +20,7 @@ from lab import Lab, main
 from programs import Program
 
 from fbackprop import auto_value_and_grad, chain, dense, repeat, tanh, value_and_grad
-from fbackprop.explain.compare import value_of
+from fbackprop.comparison.costs import value_of
 
 MIDDLE = {"depth": 32, "batch": 512, "width": 64}
 SWEEPS = {"depth": (16, 32, 64, 128), "batch": (256, 512, 1024, 2048), "width": (32, 64, 128, 256)}

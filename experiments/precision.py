@@ -46,8 +46,8 @@ from fbackprop import (
     value_and_grad,
     with_precision,
 )
-from fbackprop.compose import ValueAndGrad
-from fbackprop.explain.summary import summarize
+from fbackprop.gradients import ValueAndGrad
+from fbackprop.observe.summary import summarize
 
 Gradient = dict[str, np.ndarray]
 LOSS, SCALE = softmax_cross_entropy(), LossScale()  # 2^15

@@ -22,7 +22,7 @@ from alert_runs import Run, records, scaled, shifted
 from lab import Lab, main
 
 from fbackprop import Alert, Monitor
-from fbackprop.explain.figures import CYCLE, smooth
+from fbackprop.report.figures import CYCLE, smooth
 
 
 @dataclass(frozen=True)

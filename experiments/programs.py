@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from fbackprop import Layer, mse, value_and_grad
-from fbackprop.explain.compare import take_turns
+from fbackprop.comparison.costs import take_turns
 
 
 class Program:

@@ -28,10 +28,10 @@ import numpy as np
 from lab import Lab, main
 
 from fbackprop import Layer, gpt, linear_cross_entropy, root, value_and_grad, with_schedules
-from fbackprop.bench.arm import of_loss
-from fbackprop.bench.idiomatic import of_gpts
-from fbackprop.bench.works import tokens
-from fbackprop.explain.compare import take_turns
+from fbackprop.comparison.bench.arm import of_loss
+from fbackprop.comparison.bench.idiomatic import of_gpts
+from fbackprop.comparison.bench.works import tokens
+from fbackprop.comparison.costs import take_turns
 
 HEADS, TILE, CHUNK = 4, 64, 64
 MIDDLE = {"depth": 4, "width": 64, "batch": 16, "sequence": 64, "vocabulary": 256}

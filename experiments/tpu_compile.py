@@ -31,11 +31,11 @@ from jax.experimental import topologies
 from lab import Lab, main
 
 from fbackprop import PRECISIONS, Layer, every, gpt, value_and_grad, with_precision, with_schedules
-from fbackprop.bench.arm import Arm, of_chain, of_loss
-from fbackprop.bench.idiomatic import Idiom, of_gpts
-from fbackprop.bench.works import tokens
-from fbackprop.flops import count_flops
-from fbackprop.problem import Problem
+from fbackprop.checks import Problem
+from fbackprop.comparison.bench.arm import Arm, of_chain, of_loss
+from fbackprop.comparison.bench.idiomatic import Idiom, of_gpts
+from fbackprop.comparison.bench.works import tokens
+from fbackprop.jaxprs.flops import count_flops
 
 CHIP = "v5e:2x2"  # the smallest there is; programs are for one of its devices
 OFFLINE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",

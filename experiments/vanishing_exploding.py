@@ -40,7 +40,7 @@ from fbackprop import (
     tanh,
     vjp,
 )
-from fbackprop.explain.figures import CYCLE
+from fbackprop.report.figures import CYCLE
 
 UNITS, DEPTH = 196, 12
 FUNCTIONS = {"sigmoid": sigmoid(), "tanh": tanh(), "relu": relu()}

@@ -29,7 +29,7 @@ from digit_runs import accuracy, order, small_digits, start, trained
 from lab import Lab, main
 
 from fbackprop import Layer, check_layer, check_network, mlp, replace_rules, softmax_cross_entropy, value_and_grad
-from fbackprop.explain.figures import CYCLE, smooth
+from fbackprop.report.figures import CYCLE, smooth
 from fbackprop.verify.verdict import Report
 
 # ---- six wrong rules, each made from the right layer

@@ -3,16 +3,23 @@
 Public names are loaded on first use (PEP 562), so that `fbackprop --help` never imports jax.
 """
 
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+
+from .moved import Moved
 
 __version__ = "0.1.0"
 
 _HOME = {
     "layer": "Layer State Next Static split merge paths graft",
     "facts": "CellRule Scan Tuning",
-    "compose": "chain skip objective map_layers map_layers_with_path replace_rules inference predict"
-               " vjp value_and_grad auto_value_and_grad as_custom_vjp",
+    "compose": "chain skip objective",
+    "transform": "map_layers map_layers_with_path replace_rules inference",
+    "gradients": "predict vjp value_and_grad auto_value_and_grad as_custom_vjp",
+    "precision": "Precision PRECISIONS with_precision",
+    "tuning": "with_settings",
     "layers.dense": "dense",
     "layers.elementwise": "identity relu leaky_relu sigmoid tanh gelu silu softplus elu",
     "layers.softmax": "softmax log_softmax",
@@ -28,44 +35,53 @@ _HOME = {
     "layers.branch": "parallel fan_out add concat dot",
     "layers.repeat": "repeat",
     "layers.rewire": "checkpoint frozen tied",
-    "layers.cells": "rnn_cell lstm_cell gru_cell",
-    "layers.recurrent": "recurrent",
-    "layers.rnn": "rnn lstm gru",
+    "layers.recurrent.cells": "rnn_cell lstm_cell gru_cell",
+    "layers.recurrent.recurrent": "recurrent",
+    "layers.recurrent.rnn": "rnn lstm gru",
     "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
     "losses.weight": "batch_size token_weight",
-    "rewrite.precision": "Precision PRECISIONS with_precision",
-    "rewrite.schedule": "scheduled with_schedules every root binomial recomputed",
-    "rewrite.plan": "plan planned Plan",
-    "adjustable": "with_settings",
-    "rewrite.tap": "tap",
-    "rewrite.watch": "watch probe",
-    "rewrite.reading": "readings",
-    "rewrite.record": "activation_gradients",
-    "rewrite.first_bad": "first_bad",
+    "distributed.mesh": "ask_for devices replicate shard data_parallel",
+    "observe.taps": "tap",
+    "observe.probes": "watch probe",
+    "observe.reading": "readings",
+    "observe.record": "activation_gradients",
+    "observe.origin": "first_bad",
+    "memory.schedule": "scheduled with_schedules every root binomial recomputed",
+    "memory.planner": "plan planned Plan",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
-    "explain.compare": "compare",
-    "flops": "count_flops",
     "models.mlp": "mlp",
     "models.convnet": "convnet",
     "models.resnet": "resnet",
     "models.lstm": "lstm_classifier",
     "models.gpt": "gpt",
     "models.recommender": "recommender",
-    "train.step": "make_step update",
-    "train.accumulate": "accumulate microbatches",
-    "train.parallel": "ask_for devices replicate shard data_parallel",
-    "train.scaling": "LossScale adjust unscale all_finite",
-    "train.monitor": "Monitor",
-    "train.alerts": "Alert Thresholds",
+    "train.step.step": "make_step update",
+    "train.step.accumulation": "accumulate microbatches",
+    "train.step.scaling": "LossScale adjust unscale all_finite",
+    "train.monitor.monitor": "Monitor",
+    "train.monitor.alerts": "Alert Thresholds",
+    "comparison.costs": "compare",
+    "jaxprs.flops": "count_flops",
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 __all__ = sorted(_MODULE_OF)
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'fbackprop' has no attribute {name!r}")
-    return getattr(import_module(f"fbackprop.{_MODULE_OF[name]}"), name)
+def lazy_names(package: str) -> Callable[[str], Any]:
+    """Returns the `__getattr__` of a package of this library: each of its public names is loaded on first use."""
+    inside = package.removeprefix(__name__)[1:]
+
+    def load(name: str) -> Any:
+        module = _MODULE_OF.get(name, "")
+        if not module or not f"{module}.".startswith(f"{inside}." if inside else ""):
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{module}"), name)
+
+    return load
+
+
+__getattr__ = lazy_names(__name__)
+sys.meta_path.append(Moved())
 
 
 def __dir__() -> list[str]:

@@ -18,7 +18,7 @@ import chex
 import jax
 from jax import tree_util
 
-from .errors import expect, show
+from .checks import expect, show
 from .facts import CellRule, Option, Scan, Tuning, Written
 
 Tree: TypeAlias = chex.ArrayTree

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..compose import map_layers_with_path
-from ..dtypes import is_floating
-from ..errors import expect
-from ..layer import Layer, Static, Tree, is_carried, wrapper
+from .checks import expect
+from .dtypes import is_floating
+from .layer import Layer, Static, Tree, is_carried, wrapper
+from .transform import map_layers_with_path
 
 Cast = Callable[[Tree], Tree]
 

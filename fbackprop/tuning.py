@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .compose import map_layers_with_path
-from .errors import expect
+from .checks import expect
 from .facts import Setting
 from .layer import Layer
+from .transform import map_layers_with_path
 
 
 def halves(whole: int, least: int) -> list[int]:

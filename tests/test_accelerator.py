@@ -15,11 +15,11 @@ import psutil
 import pytest
 from test_experiments import load
 
-from fbackprop.bench import accelerator as device
-from fbackprop.bench.serve import answer
-from fbackprop.bench.worker import Worker, Workers
-from fbackprop.bench.works import SMALL, WORKS
-from fbackprop.problem import Problem
+from fbackprop.checks import Problem
+from fbackprop.comparison.bench import accelerator as device
+from fbackprop.comparison.bench.serve import answer
+from fbackprop.comparison.bench.worker import Worker, Workers
+from fbackprop.comparison.bench.works import SMALL, WORKS
 
 ROOT = Path(__file__).parents[1]
 command, rows, table = map(load, ("accelerator", "accelerator_rows", "accelerator_table"))
@@ -344,7 +344,7 @@ EXTRAS = ("tyro", "rich", "psutil", "matplotlib", "flax", "torch", "equinox")
 
 
 def test_a_process_that_measures_imports_no_extra():
-    program = ("import sys, fbackprop.bench.accelerator, fbackprop.bench.serve\n"
+    program = ("import sys, fbackprop.comparison.bench.accelerator, fbackprop.comparison.bench.serve\n"
                f"print([name for name in {EXTRAS} if name in sys.modules])")
     words = [sys.executable, "-c", program]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)

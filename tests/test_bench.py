@@ -23,14 +23,14 @@ from fbackprop import (
     softmax_cross_entropy,
     value_and_grad,
 )
-from fbackprop.bench.benchmark import Benchmark
-from fbackprop.bench.frontier_figure import frontier_figure
-from fbackprop.bench.idiomatic import IDIOMS, of_gpts
-from fbackprop.bench.measure import Point, against_tuned, frontier, ratio, within
-from fbackprop.bench.own import checkpointed
-from fbackprop.bench.plans import of_json, planned_for
-from fbackprop.bench.works import WORKS, Work
 from fbackprop.cli import main
+from fbackprop.comparison.bench.benchmark import Benchmark
+from fbackprop.comparison.bench.frontier_figure import frontier_figure
+from fbackprop.comparison.bench.idiomatic import IDIOMS, of_gpts
+from fbackprop.comparison.bench.measure import Point, against_tuned, frontier, ratio, within
+from fbackprop.comparison.bench.own import checkpointed
+from fbackprop.comparison.bench.plans import of_json, planned_for
+from fbackprop.comparison.bench.works import WORKS, Work
 
 KEY = jax.random.key(0)
 CLASSES = softmax_cross_entropy()

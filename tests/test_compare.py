@@ -30,10 +30,10 @@ from fbackprop import (
     tanh,
     value_and_grad,
 )
-from fbackprop.bench import arm, benchmark, measure
 from fbackprop.cli import main
-from fbackprop.explain.compare import calls, compare
-from fbackprop.flops import count_flops, traffic_of
+from fbackprop.comparison.bench import arm, benchmark, measure
+from fbackprop.comparison.costs import calls, compare
+from fbackprop.jaxprs.flops import count_flops, traffic_of
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 KEY = jax.random.key(0)

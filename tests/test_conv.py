@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fbackprop import Layer, conv1d, conv2d, predict, vjp
 from fbackprop.layers.conv import _dw_as_convolution, _dw_of_parts
-from fbackprop.layers.windows import windows
+from fbackprop.layers.kernels.windows import windows
 
 KEY = jax.random.key(0)
 X = np.random.default_rng(0).standard_normal((2, 5, 7, 6))

@@ -16,9 +16,9 @@ import pytest
 from answers import RIGHT, WRONG, filled, right
 
 import fbackprop
+from fbackprop.classroom.exercises import EXERCISES
+from fbackprop.classroom.grading import contain
 from fbackprop.cli import main
-from fbackprop.exercises import EXERCISES
-from fbackprop.grading import contain
 
 WRONG_DENSE = filled("dense", WRONG["dense"]["db of one row"][0])
 LINES = RIGHT["dense"]
@@ -233,7 +233,8 @@ OF_ONE_SYSTEM = {"fork", "forkpty", "setsid", "setpgid", "killpg", "getpgid", "g
 
 def imported():
     """The package's own modules that the exercises' path imports."""
-    program = ("import sys, fbackprop.cli.exercise, fbackprop.cli.verify, fbackprop.cli.grading, fbackprop.grading.grade\n"
+    program = ("import sys, fbackprop.cli.exercise, fbackprop.cli.verify, fbackprop.cli.grading\n"
+               "import fbackprop.classroom.grading.grade\n"
                "print(*sorted(m.__file__ for n, m in sys.modules.items() if n.startswith('fbackprop')), sep='\\n')")
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split("\n")[:-1]
 

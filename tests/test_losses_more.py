@@ -22,7 +22,7 @@ from fbackprop import (
     softmax_cross_entropy,
     vjp,
 )
-from fbackprop.flops import count_flops
+from fbackprop.jaxprs.flops import count_flops
 from fbackprop.verify.oracles import quick_jit as jit
 
 RNG = np.random.default_rng(0)

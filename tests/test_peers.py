@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fbackprop import convnet, gpt, lstm_classifier, mlp, resnet
-from fbackprop.bench.idiomatic import IDIOMS
-from fbackprop.bench.works import images, tokens
+from fbackprop.comparison.bench.idiomatic import IDIOMS
+from fbackprop.comparison.bench.works import images, tokens
 
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compile"),
               pytest.mark.filterwarnings("default")]  # the libraries' own warnings are no fault of ours

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from fbackprop.train.task.task.config import memory_bytes
 
 from fbackprop import (
     attention,
@@ -28,13 +29,12 @@ from fbackprop import (
     value_and_grad,
     with_settings,
 )
+from fbackprop.checks import Problem
 from fbackprop.cli import main
-from fbackprop.explain.compare import relative
-from fbackprop.problem import Problem
-from fbackprop.rewrite.peak import peak_of
-from fbackprop.rewrite.plan import plans, temp_bytes
-from fbackprop.rewrite.site import sites_of
-from fbackprop.train.config import memory_bytes
+from fbackprop.comparison.costs import relative
+from fbackprop.memory.candidates import sites_of
+from fbackprop.memory.forecast.peak import peak_of
+from fbackprop.memory.planner import plans, temp_bytes
 
 X = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
 BATCH = (X, X)

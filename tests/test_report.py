@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from fbackprop.train.task.task.config import PRESETS, TrainConfig
+from fbackprop.train.task.task.recipe import start
 from filelock import FileLock
 
 from fbackprop import auto_value_and_grad, paths
@@ -15,13 +17,12 @@ from fbackprop.cli import main
 from fbackprop.cli.options import parse
 from fbackprop.cli.report import mark_lines
 from fbackprop.cli.train import Options
-from fbackprop.explain.history import Mark, layer_series, read_run, series
-from fbackprop.explain.report import label, layer_names, report, task_of
-from fbackprop.train import checkpoint
-from fbackprop.train.config import PRESETS, TrainConfig
-from fbackprop.train.log import records
-from fbackprop.train.recipe import start
-from fbackprop.train.saver import files
+from fbackprop.report.history import Mark, layer_series, read_run, series
+from fbackprop.report.names import label, layer_names
+from fbackprop.report.report import report, task_of
+from fbackprop.train.run.log import records
+from fbackprop.train.store import checkpoint
+from fbackprop.train.store.saver import files
 
 CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
 CONFIG = 'model = "mnist"\nsteps = 40\n'
@@ -117,7 +118,7 @@ def test_a_real_run_is_told_and_drawn(real, quick_compile, capsys):
 
 
 def test_the_first_layer_is_drawn_from_the_checkpoints_with_its_true_gradient(real, quick_compile):
-    from fbackprop.explain.first_layer import first_layer
+    from fbackprop.report.first_layer import first_layer
 
     history = read_run(real)
     task, _ = task_of(history)
@@ -219,7 +220,7 @@ def test_what_comes_again_and_again_is_one_line():
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_others(real, tmp_path, capsys):
-    from fbackprop.explain.first_layer import first_layer
+    from fbackprop.report.first_layer import first_layer
 
     run = directory(tmp_path / "run", epoch(0, 0))
     old, new = files(real / "checkpoints")
@@ -251,13 +252,13 @@ def test_a_run_whose_model_is_gone_is_told_without_it(tmp_path, capsys):
     ((9, 3), (3, 3), (3, 11)), ((3, 3, 2, 20), (3, 3), (7, 31)), ((5, 7), None, (5, 7)), ((7, 5), None, (5, 7)),
     ((2, 3, 4), None, (4, 6))])
 def test_pictures(shape, image, expected):
-    from fbackprop.explain.first_layer import picture
+    from fbackprop.report.first_layer import picture
 
     assert picture(np.arange(np.prod(shape), dtype=np.float32).reshape(shape), image).shape == expected
 
 
 def test_the_smoothed_line_is_a_mean_of_what_is_finite():
-    from fbackprop.explain.figures import smooth
+    from fbackprop.report.figures import smooth
 
     np.testing.assert_allclose(smooth([1.0, 2.0, float("nan"), 4.0, float("inf")], 3), [1.5, 1.5, 3.0, 4.0, 4.0])
 

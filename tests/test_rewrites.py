@@ -47,7 +47,7 @@ from fbackprop import (
     with_schedules,
     with_settings,
 )
-from fbackprop.compose import map_layers_with_path
+from fbackprop.transform import map_layers_with_path
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 ROOT = Path(__file__).parent.parent

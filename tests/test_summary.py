@@ -7,7 +7,7 @@ import pytest
 
 from fbackprop import chain, checkpoint, dense, gelu, gpt, layer_norm, lstm_classifier, mlp, paths, relu, repeat, skip, split
 from fbackprop import softmax_cross_entropy as cross_entropy
-from fbackprop.explain.summary import summarize
+from fbackprop.observe.summary import summarize
 
 X = jax.ShapeDtypeStruct((4, 8), jnp.float32)
 LABELS = jax.ShapeDtypeStruct((4,), jnp.int32)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fbackprop.cli import main
-from fbackprop.train.log import records
-from fbackprop.train.saver import files
+from fbackprop.train.run.log import records
+from fbackprop.train.store.saver import files
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -74,7 +74,7 @@ def test_a_run_cannot_end_before_where_it_is(capsys):
 
 
 def test_the_last_step_is_saved_once(monkeypatch):
-    from fbackprop.train import checkpoint
+    from fbackprop.train.store import checkpoint
 
     written, write = [], checkpoint.write
     monkeypatch.setattr(checkpoint, "write", lambda path, *rest: (written.append(path.name), write(path, *rest)))
@@ -150,7 +150,7 @@ def test_a_run_piped_to_head_ends_as_any_command():
 
 def test_a_halted_run_tried_again_is_where_it_was():
     """Its scale too: nothing was learned from a step that was not taken."""
-    from fbackprop.train import checkpoint
+    from fbackprop.train.store import checkpoint
 
     guards = []
     for _ in range(2):

@@ -1,7 +1,7 @@
 """The works of the benchmark as users of Flax write them: NNX modules, split and merged at the edge of one jitted function.
 
 `program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
-`trained`, which with `carried` is what `fbackprop.bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
+`trained`, which with `carried` is what `bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
 is grads: its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
 """
 

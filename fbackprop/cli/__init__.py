@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from .. import __version__
-from ..problem import Problem
+from ..errors import Problem
 
 VERBS = {
     "train": "train a model by the hand-written chain, checked against jax.grad as it goes",

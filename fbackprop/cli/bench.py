@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from tyro.conf import Positional
 
-from ..problem import Failure, Problem
+from ..errors import Failure, Problem
 from .options import parse, screen
 
 if TYPE_CHECKING:
-    from ..bench.benchmark import Benchmark
+    from ..comparison.bench.benchmark import Benchmark
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def run(argv: list[str]) -> int:
     if options.rounds < 1 or options.seconds <= 0 or options.seed < 0:
         raise Problem("--rounds: expected at least 1, --seconds: above 0, --seed: at least 0")
 
-    from ..bench.benchmark import benchmark, peers_of
-    from ..train.log import plain
+    from ..comparison.bench.benchmark import benchmark, peers_of
+    from ..train.run.log import plain
 
     peers, console = peers_of(options.against), screen()
     with Console(stderr=True, highlight=False).status("") as status:

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from tyro.conf import Positional
 
-from ..problem import Failure, Problem
+from ..errors import Failure, Problem
 from .bench import show as show_benchmark
 from .options import parse, screen
 
 if TYPE_CHECKING:
-    from ..bench.benchmark import Benchmark
-    from ..explain.compare import Comparison
+    from ..comparison.bench.benchmark import Benchmark
+    from ..comparison.costs import Comparison
     from ..layer import Layer
 
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -60,8 +60,8 @@ def run(argv: list[str]) -> int:
     if options.pairs < 1 or options.rounds < 1 or options.seconds <= 0 or options.seed < 0:
         raise Problem("--pairs, --rounds: expected at least 1, --seconds: above 0, --seed: at least 0")
 
-    from ..explain.compare import compare
-    from ..train.log import plain
+    from ..comparison.costs import compare
+    from ..train.run.log import plain
     from ..verify.verdict import TOLERANCE
 
     frontier = measured(options) if options.against else None  # first: here nothing has taken an accelerator's memory yet
@@ -104,8 +104,8 @@ def of_model(options: Options) -> Given:
     import jax
 
     from ..compose import objective
-    from ..train.builtin import load_task
-    from ..train.config import TrainConfig
+    from ..train.task.builtin import load_task
+    from ..train.task.config import TrainConfig
 
     given = {"model": options.model, "seed": options.seed, "batch_size": options.batch_size, "data": options.data}
     task = load_task(TrainConfig.of(**{key: value for key, value in given.items() if value is not None}))
@@ -116,7 +116,7 @@ def of_model(options: Options) -> Given:
 
 def of_work(options: Options) -> Given:
     """As bench makes it, so that layers and frontier speak of the same net."""
-    from ..bench.works import find_work
+    from ..comparison.bench.works import find_work
 
     work = find_work(options.model)
     return Given(work.net, work.loss, lambda: work.params(options.seed), work.batch(options.seed), work.narrow)
@@ -124,7 +124,7 @@ def of_work(options: Options) -> Given:
 
 def measured(options: Options) -> Benchmark:
     """The points of the frontier: by hand all there are, the planner's too."""
-    from ..bench.benchmark import benchmark, peers_of
+    from ..comparison.bench.benchmark import benchmark, peers_of
 
     if options.batch_size is not None or options.data is not None:
         raise Problem("--batch-size, --data: expected none with --against, for a work of bench has its own batch")
@@ -166,15 +166,15 @@ def short(number: float) -> str:
 
 def saved(result: dict[str, Any], found: Comparison, frontier: Benchmark | None, directory: Path) -> list[Path]:
     """compare.json and, where matplotlib is, the figures. Raises FileProblem where they cannot be written."""
-    from ..train.rundir import writing
+    from ..train.store.rundir import writing
 
     paths = [directory / "compare.json"]
     with writing(paths[0]):
         directory.mkdir(parents=True, exist_ok=True)
         paths[0].write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     try:
-        from ..bench.frontier_figure import frontier_figure
-        from ..explain.compare_figure import compare_figure
+        from ..comparison.bench.frontier_figure import frontier_figure
+        from ..comparison.figure import compare_figure
     except ImportError:
         return paths
     figures = {"compare.png": compare_figure(found, f"{result['model']}: by hand against jax.grad")}

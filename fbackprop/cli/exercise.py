@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..exercises import EXERCISES
-from ..problem import FileProblem, Problem
+from ..classroom.exercises import EXERCISES
+from ..errors import FileProblem, Problem
 from .options import parse, screen
 
 

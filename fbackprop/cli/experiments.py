@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..problem import Problem
+from ..errors import Problem
 from .options import parse, screen
 
 RESULTS = Path("runs/experiments")

@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ..problem import FileProblem, Problem
+from ..errors import FileProblem, Problem
 from .options import screen
 from .signals import between_steps
 
@@ -28,10 +28,10 @@ def graded(options: Any) -> int:
     if options.memory < 1 or jobs < 1 or not (math.isfinite(options.seconds) and options.seconds > 0):
         raise Problem("seconds, memory and jobs: expected numbers above 0")
     try:
-        from ..grading.contain import Limits
+        from ..classroom.grading.contain import Limits
     except ImportError as error:
         raise Problem(f"grading needs {error.name}, which is not installed: pip install 'fbackprop[cli]'") from error
-    from ..grading.grade import VERDICTS, grade
+    from ..classroom.grading.grade import VERDICTS, grade
 
     seed = secrets.randbelow(2**31) if options.seed is None else options.seed  # one nobody knew beforehand
     limits, began = Limits(options.seconds, options.memory * 10**6), time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import tyro
 from rich.console import Console
 
-from ..problem import FileProblem, Problem
+from ..errors import FileProblem, Problem
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from tyro.conf import Positional
 from .options import parse, screen
 
 if TYPE_CHECKING:
-    from ..explain.report import Report
+    from ..report.report import Report
 
 MOST = 40  # marks that are written out
 
@@ -36,9 +36,10 @@ class Options:
 def run(argv: list[str]) -> int:
     options = parse(Options, "report", argv)
 
-    from ..explain.history import read_run
-    from ..explain.report import FIGURES, draw, layer_names, report, task_of
-    from ..train.log import plain
+    from ..report.history import read_run
+    from ..report.names import layer_names
+    from ..report.report import FIGURES, draw, report, task_of
+    from ..train.run.log import plain
 
     directory = Path(options.run_dir)
     history = read_run(directory)
@@ -76,7 +77,7 @@ def show(console: Console, found: Report, names: dict[str, str]) -> None:
 
 def scores_table(found: Report) -> Table:
     """First, last and best of every measured quantity."""
-    from ..explain.history import SCORES
+    from ..report.history import SCORES
 
     table = Table("", *(heading(name) for name in ("first", "last", "best", "at step")))
     for key, score in found.scores.items():
@@ -107,8 +108,9 @@ def mark_lines(marks: list) -> list[str]:
 
 def layers_table(found: Report, names: dict[str, str]) -> Table:
     """A row per layer of the last look, a column for each quantity that is known of any."""
-    from ..explain.history import SHARES
-    from ..explain.report import COLUMNS, label
+    from ..report.history import SHARES
+    from ..report.names import label
+    from ..report.report import COLUMNS
 
     columns = [key for key in COLUMNS if any(key in about for about in found.layers.values())]
     table = Table(Column("layer", no_wrap=True), *(heading(COLUMNS[key]) for key in columns),

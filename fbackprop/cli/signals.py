@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from ..problem import Interrupted
+from ..errors import Interrupted
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..problem import Problem
-from ..train.config import TrainConfig
+from ..errors import Problem
+from ..train.task.config import TrainConfig
 from .bar import Bar
 from .options import parse, screen
 from .signals import between_steps
@@ -48,15 +48,15 @@ def run(argv: list[str]) -> int:
     options = parse(Options, "train", argv)
     config = TrainConfig.of(**{field.name: getattr(options, field.name) for field in fields(TrainConfig)})
 
-    from ..explain.summary import summarize
-    from ..train.builtin import load_task
-    from ..train.log import plain
-    from ..train.look import plan
-    from ..train.loop import fit
-    from ..train.parallel import ask_for
-    from ..train.progress import Tell
-    from ..train.recipe import fitted, start
-    from ..train.rundir import open_run
+    from ..distributed.mesh import ask_for
+    from ..observe.summary import summarize
+    from ..train.run.epochs import plan
+    from ..train.run.log import plain
+    from ..train.run.loop import fit
+    from ..train.run.progress import Tell
+    from ..train.store.rundir import open_run
+    from ..train.task.builtin import load_task
+    from ..train.task.recipe import fitted, start
 
     if options.force and options.resume:
         raise Problem("force and resume: expected one of them, got both. --force replaces a run, --resume goes on with it")

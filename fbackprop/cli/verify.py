@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..problem import Failure, Problem
+from ..errors import Failure, Problem
 from .options import parse, screen
 
 
@@ -105,9 +105,9 @@ def _own(options: Options) -> dict[str, Any]:
         raise Problem("--layer: expected with the built-in rules alone. Leave it or the model out")
     from ..compose import objective
     from ..layer import Layer
-    from ..train.builtin import load_task
-    from ..train.config import PRESETS, TrainConfig
-    from ..train.task import call
+    from ..train.task.builtin import load_task
+    from ..train.task.config import PRESETS, TrainConfig
+    from ..train.task.task import call
     from ..verify.check import check_layer, check_network
     from ..verify.own import input_for
 

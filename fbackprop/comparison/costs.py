@@ -12,14 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compose import auto_value_and_grad, map_layers, map_layers_with_path, objective, predict, value_and_grad
-from ..flops import count_flops
+from ..compose import objective
+from ..gradients import auto_value_and_grad, predict, value_and_grad
+from ..jaxprs.flops import count_flops
 from ..layer import Layer, Next, State, Tree, Wrapped, split, wrapper
 from ..layers.function import from_function
-from ..rewrite.record import Record, beside_records, records
-from ..rewrite.tap import tap
+from ..observe.record import Record, beside_records, records
+from ..observe.summary import Row, summarize
+from ..observe.taps import tap
+from ..transform import map_layers, map_layers_with_path
 from ..verify.gradient_error import gradient_error
-from .summary import Row, summarize
 
 KIND = "call"
 LOSS = "loss"  # its path in an objective

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .compare import Comparison, LayerCost
-from .figures import CYCLE, DPI, WIDE
+from ..report.figures import CYCLE, DPI, WIDE
+from .costs import Comparison, LayerCost
 
 MANUAL, AUTO, FORWARD, GREY = CYCLE[0], CYCLE[1], "#bbbbbb", "#e5e5e5"
 

@@ -11,7 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ..problem import FileProblem
+from ..errors import FileProblem
 
 
 class DataError(FileProblem):
@@ -20,7 +20,7 @@ class DataError(FileProblem):
 
 def expect(ok: bool, where: Any, what: str, expected: Any, got: Any, hint: str = "",
            error: type[Exception] = DataError) -> None:
-    """Raises `error` with one sentence built from the parts unless `ok`. (fbackprop.errors has one too, and imports jax.)"""
+    """Raises `error` with one sentence built from the parts unless `ok`. (fbackprop.checks has one too, and imports jax.)"""
     if not ok:
         raise error(f"{where}: {what}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
 

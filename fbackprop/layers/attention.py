@@ -35,11 +35,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..adjustable import halves
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide, wide_dtype
-from ..errors import expect, expect_floating, expect_params
 from ..facts import Tuning, given
 from ..layer import Layer, Tree
+from ..tuning import halves
 
 FEW = 4  # tiles that are written out
 

@@ -23,9 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import at, expect, expect_floating, expect_params
 from ..compose import expect_parts
 from ..dtypes import wide
-from ..errors import at, expect, expect_floating, expect_params
 from ..facts import given
 from ..layer import Layer, Static, Tree
 

@@ -30,12 +30,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide, wide_dtype
-from ..errors import expect, expect_floating, expect_params
 from ..facts import given
 from ..layer import Layer, Tree
+from .kernels.windows import Sizes, Windows, added, checked_padding, per_axis, windows
 from .rewire import after
-from .windows import Sizes, Windows, added, checked_padding, per_axis, windows
 
 Initializer = Callable[..., jax.Array]
 FEW, LARGE = 64, 2**15  # places an example, numbers in a kernel: XLA's weight gradient is as quick then, and sooner compiled

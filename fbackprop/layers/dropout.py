@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
-from ..errors import expect, expect_floating, expect_params
 from ..facts import given
 from ..layer import Layer, Next, State, Tree, twinned
 

@@ -36,8 +36,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
-from ..errors import expect, expect_floating, expect_params
 from ..facts import Option, given
 from ..layer import Layer, Tree
 

@@ -23,8 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide, wide_dtype
-from ..errors import expect, expect_floating, expect_params
 from ..facts import given
 from ..layer import Layer, Tree
 from .dense import Initializer

@@ -26,8 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide, wide_dtype
-from ..errors import expect, expect_floating, expect_params
 from ..facts import Option, given
 from ..layer import Layer, Next, State, Tree, twinned
 from .rewire import after

@@ -30,12 +30,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
-from ..errors import expect, expect_floating, expect_params
 from ..facts import Option, given
 from ..layer import Layer, Static, Tree
+from .kernels.windows import Windows, added, checked_padding, per_axis, windows
 from .rewire import after
-from .windows import Windows, added, checked_padding, per_axis, windows
 
 
 def max_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID") -> Layer:

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..checks import at, expect, expect_like
 from ..compose import expect_parts
-from ..errors import at, expect, expect_like
 from ..facts import Option, Scan
 from ..layer import Layer, Static, Tree
 

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..checks import expect, show
 from ..dtypes import is_floating
-from ..errors import expect, show
 from ..layer import Layer, Next, State, Tree, Wrapped, merge, named_leaves, paths, split, wrapper
 
 BARRIERS_FALL = jax.__version_info__ < (0, 11)  # later ones keep them on a CPU, where the zero would cost a copy of x

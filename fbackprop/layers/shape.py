@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import is_floating, wide
-from ..errors import expect, expect_floating, expect_params
 from ..facts import Option, given
 from ..layer import Layer, Static, Tree
 

@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import is_floating, wide
-from ..errors import expect, expect_floating, expect_params
 from ..facts import given
 from ..layer import Layer, Tree
 from .inputs import check_options, class_numbers, expect_array, inverse, is_index, no_params, several

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..errors import expect
+from ..checks import expect
 from ..layer import Tree
 
 

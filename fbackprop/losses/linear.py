@@ -32,11 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..adjustable import halves
+from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide, wide_dtype
-from ..errors import expect, expect_floating, expect_params
 from ..facts import Tuning, given
 from ..layer import Layer, Tree
+from ..tuning import halves
 from .cross_entropy import column
 from .inputs import check_options, class_numbers, expect_array, inverse, is_index, several
 

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 from jax.extend.core import Literal
 
-from ..compose import map_layers_with_path, predict
-from ..flops import count_flops
+from ..gradients import predict
+from ..jaxprs.flops import count_flops
 from ..layer import Layer, Tree
+from ..transform import map_layers_with_path
 from .schedule import Schedule, can_stand, every, length, steps_of
 
 

@@ -14,16 +14,20 @@ from math import sqrt
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from ..adjustable import with_settings
-from ..compose import map_layers_with_path, objective, value_and_grad
-from ..errors import expect
+from ..checks import expect
+from ..compose import objective
+from ..distributed.mesh import data_parallel, split_over, whole_on
 from ..facts import Setting
-from ..flops import flops_of, traffic_of
+from ..gradients import value_and_grad
+from ..jaxprs.flops import flops_of, traffic_of
 from ..layer import Layer, Tree
-from .peak import peak_of
+from ..transform import map_layers_with_path
+from ..tuning import with_settings
+from .candidates import Site, sites_of
+from .forecast.peak import peak_of
 from .schedule import Schedule, with_schedules
-from .site import Site, sites_of
 
 Needs = Callable[[Layer], int]  # bytes of temporary memory of a net's loss and gradients
 TRIES = 6  # plans compiled, the net as it stands included
@@ -108,6 +112,16 @@ def temp_bytes_of(fn: Callable[..., Any], *args: Any) -> int:
     lowered = jax.jit(fn).lower(*args)
     analysis: Any = lowered.compile(QUICK.get(jax.default_backend())).memory_analysis()
     return int(analysis.temp_size_in_bytes)
+
+
+def temp_bytes_on(mesh: Mesh, net: Layer, loss: Layer | None, batch: Any) -> int:
+    """Returns XLA's temporary memory, on each device, of loss and gradients with `batch` (specs) split over `mesh`."""
+    whole = whole_on(mesh)
+    even = all(leaf.shape[0] % mesh.size == 0 for leaf in jax.tree.leaves(batch))
+    params = jax.eval_shape(objective(net, loss).init, jax.random.key(0), batch)
+    lying = lambda tree, where: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
+    return temp_bytes_of(data_parallel(value_and_grad(net, loss), mesh), lying(params, whole),
+                         lying(batch, split_over(mesh) if even else whole))
 
 
 def _key(drawn: Plan) -> str:

@@ -20,12 +20,13 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from ..compose import chain, inside, map_layers_with_path
-from ..errors import expect
+from ..checks import expect
+from ..compose import chain
 from ..facts import Option, Scan
 from ..layer import Layer, Tree
 from ..layers.repeat import repeat
 from ..layers.rewire import checkpoint
+from ..transform import inside, map_layers_with_path
 
 Schedule: TypeAlias = "tuple[int | Schedule, ...]"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..compose import chain
 from ..layer import Layer
 from ..layers.dense import dense
-from ..layers.rnn import lstm
+from ..layers.recurrent.rnn import lstm
 from .mlp import XAVIER
 
 

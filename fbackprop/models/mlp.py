@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import jax
 
+from ..checks import expect
 from ..compose import chain
-from ..errors import expect
 from ..layer import Layer
 from ..layers import elementwise
 from ..layers.dense import dense

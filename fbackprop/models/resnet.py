@@ -12,7 +12,7 @@ from ..layers.dense import dense
 from ..layers.elementwise import relu
 from ..layers.norm import batch_norm
 from ..layers.pool import global_avg_pool
-from ..rewrite.schedule import scheduled
+from ..memory.schedule import scheduled
 from .mlp import XAVIER
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..compose import map_layers, map_layers_with_path, value_and_grad
+from ..checks import expect
 from ..dtypes import is_floating
-from ..errors import expect
+from ..gradients import value_and_grad
 from ..layer import Layer, Tree, graft, paths, split
+from ..transform import map_layers, map_layers_with_path
 from .reading import COLUMNS, SATURATED, SHARES, Reading, of_records
 from .record import Record, beside_records, recording, records
 

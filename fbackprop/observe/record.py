@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
-from ..compose import core, objective, replace_rules, value_and_grad
-from ..errors import expect
+from ..checks import expect
+from ..compose import objective
+from ..gradients import value_and_grad
 from ..layer import Layer, Next, State, Tree, Wrapped, graft, named_leaves, wrapper
+from ..transform import core, replace_rules
 
 
 @tree_util.register_pytree_with_keys_class

@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
+from ..checks import show
 from ..compose import objective
-from ..errors import show
 from ..layer import Layer, Tree, paths
-from ..rewrite.tap import tap
+from .taps import tap
 
 
 @dataclass

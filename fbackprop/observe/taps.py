@@ -6,8 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..compose import map_layers_with_path
 from ..layer import Layer, Tree, wrapper
+from ..transform import map_layers_with_path
 
 KIND = "tap"
 See = Callable[[str, Layer, Tree, Any, Any, Any], object]

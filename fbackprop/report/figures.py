@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .history import GRADIENT, RATIO, UPDATE, WEIGHTS, History, Mark, Row, layer_series, series
-from .report import label, place
+from .names import label, place
 
 DPI, WIDE = 100, 12.0
 # told apart by colour-blind eyes too (Okabe and Ito 2008); without the yellow, which is pale on white

@@ -15,17 +15,18 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
-from ..compose import map_layers_with_path, value_and_grad
+from ..errors import Problem
+from ..gradients import value_and_grad
 from ..layer import Layer, paths, split
-from ..problem import Problem
-from ..train.checkpoint import Stored, fill, read
-from ..train.recipe import start
-from ..train.rundir import CHECKPOINTS
-from ..train.saver import files
-from ..train.task import Task
+from ..train.store.checkpoint import Stored, fill, read
+from ..train.store.rundir import CHECKPOINTS
+from ..train.store.saver import files
+from ..train.task.recipe import start
+from ..train.task.task import Task
+from ..transform import map_layers_with_path
 from .figures import DPI, WIDE
 from .history import History
-from .report import label
+from .names import label
 
 PARAMS = "params/"  # what the names of a checkpoint's weights begin with
 UNITS, COLUMNS, ROWS = 16, 8, 6  # images a picture, images in its row, checkpoints a figure

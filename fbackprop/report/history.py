@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..problem import FileProblem, Problem
-from ..train.config import TrainConfig
-from ..train.log import records
-from ..train.rundir import CONFIG, METRICS, at_work, read_toml
+from ..errors import FileProblem, Problem
+from ..train.run.log import records
+from ..train.store.rundir import CONFIG, METRICS, at_work, read_toml
+from ..train.task.config import TrainConfig
 
 Row = dict[str, Any]
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compose import map_layers_with_path
-from ..layer import Layer
-from ..problem import Problem
-from ..train.builtin import load_task
-from ..train.look import plan
-from ..train.rundir import writing
-from ..train.task import Task
+from ..errors import Problem
+from ..train.run.epochs import plan
+from ..train.store.rundir import writing
+from ..train.task.builtin import load_task
+from ..train.task.task import Task
 from .history import GRADIENT, LOOK, RATIO, SCORES, SHARES, WEIGHTS, History, Mark, Row, finite, number_of, series
+from .names import layer_names, place
 
 FIGURES = "report"  # the directory in a run's own
 COLUMNS = {GRADIENT: "gradient norm", WEIGHTS: "weight norm", RATIO: "update / weight", **SHARES, "dy_norm": "norm of dy",
@@ -71,25 +69,6 @@ def task_of(history: History) -> tuple[Task | None, str]:
         return None, str(problem)
 
 
-def layer_names(task: Task | None) -> dict[str, str]:
-    """By path: a layer without parts, or the outermost that has weights of its own there."""
-    found: dict[str, str] = {}
-
-    def see(path: str, layer: Layer) -> Layer:
-        found.setdefault(path, layer.name)  # parts come before the whole
-        return layer
-
-    if task is not None:
-        map_layers_with_path(task.net, see)
-    return found
-
-
-def label(path: str, names: dict[str, str]) -> str:
-    """A layer as people read it: its path and what it is, without the insides of a combinator."""
-    name = names.get(re.sub(r"\[\d+\]", "", path), "")  # a repeat's block has a number of its own: 2/0[3]/1
-    return f"{path or 'net'} {name if len(name) <= 40 else name.partition('(')[0]}".rstrip()
-
-
 def report(history: History, task: Task | None, why: str = "") -> Report:
     """The numbers of a run, however far it came."""
     config, last = history.config, history.epochs[-1] if history.epochs else {}
@@ -140,12 +119,6 @@ def _last_look(history: History) -> tuple[int | None, dict[str, dict[str, float]
     known = {path: {key: number_of(table[path].get(key)) for key in COLUMNS} for path in sorted(table, key=place)}
     return row["step"], {path: {key: value for key, value in about.items() if value is not None}
                          for path, about in known.items()}
-
-
-def place(path: str) -> tuple[list[int], list[int]]:
-    """Sorts paths as the net is written: 2 before 10, all blocks of a layer together."""
-    return ([int(part) for part in re.sub(r"\[\d+\]", "", path).split("/") if part.isdigit()],
-            [int(number) for number in re.findall(r"\[(\d+)\]", path)])
 
 
 def draw(history: History, task: Task | None, out: Path) -> tuple[list[Path], list[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 from ..compose import objective
 from ..dtypes import is_floating
 from ..layer import Layer, Tree, is_carried, merge, split
-from ..rewrite.tap import tap
+from ..observe.taps import tap
 from .oracles import Oracles, Point
 from .planted import nearest_bug
 from .subject import Subject, WrongStructure, cast, function_subject, layer_subject

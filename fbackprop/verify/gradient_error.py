@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..compose import auto_value_and_grad, value_and_grad
 from ..dtypes import is_floating
+from ..gradients import auto_value_and_grad, value_and_grad
 from ..layer import Layer, Tree, merge, paths, split
 from .verdict import SAFETY, TOLERANCE
 

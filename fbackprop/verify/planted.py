@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compose import replace_rules
 from ..layer import Layer, Tree
 from ..layers.function import from_function
+from ..transform import replace_rules
 from .cases import KIND_BUGS
 from .cases.case import Wrong, right
 from .oracles import quick_jit

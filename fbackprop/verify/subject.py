@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import expect, show
 from ..dtypes import combine, is_floating, partition, same_structure
-from ..errors import expect, show
 from ..layer import Layer, Next, Tree, is_carried, merge, paths, split
 
 Vector = Any

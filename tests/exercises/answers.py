@@ -6,7 +6,7 @@ The words are "" where no known mistake is that one. `filled` puts lines in the 
 import re
 from textwrap import indent
 
-from fbackprop.exercises import EXERCISES
+from fbackprop.classroom.exercises import EXERCISES
 
 
 def filled(name: str, lines: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fbackprop.cli import main
-from fbackprop.train import checkpoint
+from fbackprop.train.store import checkpoint
 
 point, nth, saves = sys.argv[1], int(sys.argv[2]), 0
 

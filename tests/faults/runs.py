@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fbackprop.train import checkpoint
-from fbackprop.train.log import records
-from fbackprop.train.saver import files
+from fbackprop.train.run.log import records
+from fbackprop.train.store import checkpoint
+from fbackprop.train.store.saver import files
 
 HERE = Path(__file__).parent
 VICTIM = f"{HERE / 'victim.py'}:function"

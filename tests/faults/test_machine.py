@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import runs
 
-from fbackprop.train import checkpoint
+from fbackprop.train.store import checkpoint
 
 pytestmark = pytest.mark.slow
 

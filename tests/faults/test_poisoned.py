@@ -10,8 +10,8 @@ import pytest
 import runs
 
 from fbackprop.cli import main
-from fbackprop.train.log import records
-from fbackprop.train.saver import files
+from fbackprop.train.run.log import records
+from fbackprop.train.store.saver import files
 
 BAD_STEP = 13
 SOURCES = {  # what is spoiled: words of the message, and which line of the file below spoils it
@@ -64,7 +64,7 @@ def train(line, policy, *more):
 
 
 def assert_all_saved_is_finite():
-    from fbackprop.train import checkpoint
+    from fbackprop.train.store import checkpoint
 
     for path in files(Path("run/checkpoints")):
         _, leaves = checkpoint.read(path)

@@ -21,11 +21,11 @@ from typing import Any
 
 import jax
 
+from ...errors import FileProblem, Problem
+from ...layer import Layer
+from ...train.task.task import call, describe
+from ...verify.own import input_for
 from ..exercises import EXERCISES
-from ..layer import Layer
-from ..problem import FileProblem, Problem
-from ..train.task import call, describe
-from ..verify.own import input_for
 from . import contain
 from .reference import Judgement, Reference
 from .submission import ASKED, FAILURE, FILE, NUMBERS, READY
@@ -34,9 +34,9 @@ VERDICTS = ("OK", "WRONG", "KINK", "NOISY", "BLANK", "ERROR", "TIMEOUT", "MEMORY
 PASSED = ("OK", "KINK", "NOISY")
 SOURCE = 10**6  # bytes of a file that is looked at
 SAID = 300  # characters of what a submission may say
-HERE = str(Path(__file__).parents[2])
+HERE = str(Path(__file__).parents[3])
 START = (f"import sys; {HERE!r} in sys.path or sys.path.insert(0, {HERE!r}); "  # it may not be the one that is installed
-         "from fbackprop.grading.submission import main; main()")
+         "from fbackprop.classroom.grading.submission import main; main()")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _stated(source: bytes) -> str | None:
 
 def _reference(name: str, function: str, seed: int) -> Reference:
     own = name.endswith(".py")
-    made = call(f"{name}:{function}") if own else import_module(f"fbackprop.exercises.{name}").layer()
+    made = call(f"{name}:{function}") if own else import_module(f"fbackprop.classroom.exercises.{name}").layer()
     layer, x = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(layer, Layer):
         raise Problem(f"{name}: expected a Layer or (Layer, x), got {describe(made)}")

@@ -82,7 +82,7 @@ class _Imports(MetaPathFinder):
 def _hook(folder: str) -> Callable[[str, tuple], None]:
     programs, changes, writing, realpath, sep = PROGRAMS, CHANGES.copy(), WRITING, os.path.realpath, os.sep
     python = [realpath(path) for path in {sys.prefix, sys.base_prefix, *sys.path} if path]
-    ours = realpath(os.path.dirname(os.path.dirname(__file__)))
+    ours = realpath(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
 
     def below(real: str, *roots: str) -> bool:
         return any(real == root or real.startswith(root + sep) for root in roots)

@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..layer import Layer, Tree
-from ..verify.check import draw, draw_params
-from ..verify.oracles import Evidence, Oracles, Point
-from ..verify.planted import named_mistakes
-from ..verify.subject import Subject, cast, layer_subject
-from ..verify.verdict import Finding, Report, judge, judge_single
+from ...layer import Layer, Tree
+from ...verify.check import draw, draw_params
+from ...verify.oracles import Evidence, Oracles, Point
+from ...verify.planted import named_mistakes
+from ...verify.subject import Subject, cast, layer_subject
+from ...verify.verdict import Finding, Report, judge, judge_single
 
 SAME = 1e-9  # two programs of one forward differ by rounding, relative to the largest output
 MORE = 2  # rows of the second batch beyond the first

@@ -22,9 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..layer import Layer
-from ..verify.oracles import quick_jit
-from ..verify.subject import WrongStructure, cast, layer_subject
+from ...layer import Layer
+from ...verify.oracles import quick_jit
+from ...verify.subject import WrongStructure, cast, layer_subject
 from . import guard
 
 FILE, ASKED, READY, NUMBERS, FAILURE = "submission.py", "asked", "ready", "numbers", "failure"

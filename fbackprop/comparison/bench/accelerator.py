@@ -13,18 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..compose import value_and_grad
-from ..explain.compare import relative
-from ..flops import count_flops
-from ..layer import Tree, split
-from ..train.parallel import data_parallel, devices, replicate, shard
-from ..verify.cases import CASES, Case
-from ..verify.check import draw_params
-from ..verify.oracles import Point, quick_jit
-from ..verify.subject import cast, layer_subject
+from ...distributed.mesh import data_parallel, devices, replicate, shard
+from ...gradients import value_and_grad
+from ...jaxprs.flops import count_flops
+from ...layer import Tree, split
+from ...verify.cases import CASES, Case
+from ...verify.check import draw_params
+from ...verify.oracles import Point, quick_jit
+from ...verify.subject import cast, layer_subject
+from ..costs import relative
 from . import arm as arms
 from .idiomatic import IDIOMS
-from .serve import one_line
+from .worker import one_line
 from .works import Work, find_work
 
 SEED = 0

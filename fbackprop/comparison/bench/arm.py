@@ -1,4 +1,6 @@
-"""One arm of a benchmark in a process of its own: `python -m fbackprop.bench.arm '{"work": "cnn", ...}'` prints one JSON line.
+"""Measures one arm of a benchmark in a process of its own, which prints one JSON line.
+
+    python -m fbackprop.comparison.bench.arm '{"work": "cnn", ...}'
 
 A fresh process for every measurement, so that no arm finds the caches, threads or memory another has left.
 """
@@ -20,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..compose import auto_value_and_grad, value_and_grad
-from ..explain.compare import apart
-from ..flops import count_flops
-from ..layer import Tree, merge, split
-from ..problem import Problem
+from ...errors import Problem
+from ...gradients import auto_value_and_grad, value_and_grad
+from ...jaxprs.flops import count_flops
+from ...layer import Tree, merge, split
+from ..costs import apart
 from .idiomatic import IDIOMS
 from .own import checkpointed
 from .plans import of_json, planned_for

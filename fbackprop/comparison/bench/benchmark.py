@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..problem import Problem
+from ...errors import Problem
 from .measure import Point, Say, against_tuned, ask, compile_ratio, in_turns, ratio
 
 PEERS = ("jax", "jax-tuned", "flax", "equinox", "torch", "torch-compile")
@@ -56,7 +56,7 @@ class Benchmark:
     @property
     def disagreement(self) -> str:
         """Why the figures do not count; empty where all computed the same."""
-        from ..verify.verdict import TOLERANCE
+        from ...verify.verdict import TOLERANCE
 
         error, mine = self.check["gradient_error"], self.points[0].value
         if error is not None and not error <= TOLERANCE["float32"]:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from ..explain.figures import CYCLE, DPI, WIDE
+from ...report.figures import CYCLE, DPI, WIDE
 from .benchmark import PEERS
 from .measure import Point, frontier
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from ..problem import Failure
+from ...errors import Failure
 
 Say = Callable[[str], None]
 
@@ -42,7 +42,8 @@ class Point:
 
 def ask(request: dict[str, Any]) -> dict[str, Any]:
     """What one process says. Raises Failure with its last line where it says nothing: out of memory, a peer that broke."""
-    done = subprocess.run([sys.executable, "-m", "fbackprop.bench.arm", json.dumps(request)], capture_output=True, text=True)
+    command = [sys.executable, "-m", "fbackprop.comparison.bench.arm", json.dumps(request)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
         what = " ".join(str(request[key]) for key in ("work", "peer", "point") if key in request)

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..layer import Layer
+from ...layer import Layer
 from .works import FULL
 
 KEPT = jax.checkpoint_policies

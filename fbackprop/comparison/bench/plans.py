@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
-from ..adjustable import with_settings
-from ..layer import Layer
-from ..rewrite.plan import plans
-from ..rewrite.schedule import Schedule, with_schedules
+from ...layer import Layer
+from ...memory.planner import plans
+from ...memory.schedule import Schedule, with_schedules
+from ...tuning import with_settings
 from .works import Work
 
 

@@ -1,4 +1,4 @@
-"""A process that measures: `python -m fbackprop.bench.serve` answers JSON lines by JSON lines.
+"""A process that measures: `python -m fbackprop.comparison.bench.serve` answers JSON lines by JSON lines.
 
 The process ends with its standard input, so a killed parent leaves no process on the device.
 """
@@ -13,8 +13,8 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
-from ..problem import Problem
-from .worker import LENGTH
+from ...errors import Problem
+from .worker import one_line
 
 
 def main() -> None:
@@ -48,12 +48,6 @@ def answer(work: Callable[..., dict[str, Any]], request: dict[str, Any]) -> dict
         return {"missing": one_line(problem)}
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {one_line(error)}"}
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the first line of the error's message, shortened."""
-    lines = str(error).strip().splitlines() or [""]
-    return lines[0][:LENGTH]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-SERVE = (sys.executable, "-m", "fbackprop.bench.serve")
+ROOT = Path(__file__).resolve().parents[3]
+SERVE = (sys.executable, "-m", "fbackprop.comparison.bench.serve")
 LENGTH = 300  # characters of a reason
 ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # or JAX takes most of a GPU's memory at its start
@@ -35,6 +35,12 @@ def quick_environment() -> dict[str, str]:
     if tuple(map(int, version("jax").split(".")[:2])) < (0, 11):  # later ones have no choice
         flags.append("--xla_cpu_use_fusion_emitters=false")
     return {"XLA_FLAGS": " ".join(flags).strip()}
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the first line of the error's message, shortened."""
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0][:LENGTH]
 
 
 class Worker:

@@ -17,16 +17,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..compose import objective
-from ..layer import Layer, Tree
-from ..losses.cross_entropy import softmax_cross_entropy
-from ..models.convnet import convnet
-from ..models.gpt import gpt
-from ..models.lstm import lstm_classifier
-from ..models.mlp import mlp
-from ..models.resnet import resnet
-from ..problem import Problem
-from ..rewrite.precision import PRECISIONS, with_precision
+from ...compose import objective
+from ...errors import Problem
+from ...layer import Layer, Tree
+from ...losses.cross_entropy import softmax_cross_entropy
+from ...models.convnet import convnet
+from ...models.gpt import gpt
+from ...models.lstm import lstm_classifier
+from ...models.mlp import mlp
+from ...models.resnet import resnet
+from ...precision import PRECISIONS, with_precision
 
 FULL = "all kept"  # the setting every work has: the net as its maker gives it
 
@@ -126,8 +126,8 @@ def find_work(name: str, small: bool = False) -> Work:
     if name in WORKS:
         return (SMALL if small else WORKS)[name]
 
-    from ..train.config import TrainConfig
-    from ..train.task import own_task
+    from ...train.task.config import TrainConfig
+    from ...train.task.task import own_task
 
     if ".py" not in name:
         close = get_close_matches(name, WORKS, 1)

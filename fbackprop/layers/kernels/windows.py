@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..errors import expect
+from ...checks import expect
 
 Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]

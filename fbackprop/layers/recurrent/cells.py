@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..dtypes import wide_dtype
-from ..errors import expect, expect_params
-from ..facts import CellRule, Option
-from ..layer import Layer, Tree
+from ...checks import expect, expect_params
+from ...dtypes import wide_dtype
+from ...facts import CellRule, Option
+from ...layer import Layer, Tree
 
 
 def as_cell(kind: str, features: int, init: Callable, forward: Callable, rule: CellRule) -> Layer:

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..compose import expect_parts
-from ..errors import at, expect, expect_floating
-from ..facts import Scan, given
-from ..layer import Layer, Static, Tree
+from ...checks import at, expect, expect_floating
+from ...compose import expect_parts
+from ...facts import Scan, given
+from ...layer import Layer, Static, Tree
+from ..repeat import restore, scan_keeping
 from .cells import halves_of, rule_of
-from .repeat import restore, scan_keeping
 
 
 def recurrent(cell: Layer, last: bool = False, reverse: bool = False, initial: bool = False,

@@ -18,11 +18,11 @@ from typing import Any
 
 import jax
 
-from ..compose import chain
-from ..errors import expect
-from ..layer import Layer
+from ...checks import expect
+from ...compose import chain
+from ...layer import Layer
+from ..dense import dense
 from .cells import gru_cell, lstm_cell, rnn_cell
-from .dense import dense
 from .recurrent import recurrent
 from .segments import by_segments, in_segments, segments
 

@@ -28,14 +28,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..adjustable import halves
-from ..compose import chain, core, expect_parts
-from ..errors import at, expect, expect_floating
-from ..facts import Option, Scan, Setting, Tuning, given
-from ..layer import Layer, Tree, join, split
+from ...checks import at, expect, expect_floating
+from ...compose import chain, expect_parts
+from ...facts import Option, Scan, Setting, Tuning, given
+from ...layer import Layer, Tree, join, split
+from ...transform import core
+from ...tuning import halves
+from ..repeat import restore, scan_keeping, set_apart
 from .cells import again_of, halves_of, rule_of
 from .recurrent import one_step
-from .repeat import restore, scan_keeping, set_apart
 
 REMAKE = ("nothing", "gates", "carries")
 

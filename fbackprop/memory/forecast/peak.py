@@ -19,7 +19,7 @@ import jax
 from jax.extend.core import Literal
 from jax.interpreters import partial_eval
 
-from ..layers.rewire import BARRIERS_FALL
+from ...layers.rewire import BARRIERS_FALL
 from .order import listed
 from .traced import CHEAP, MANY, MOVED, UPDATES, Equation, Value, can_fuse
 

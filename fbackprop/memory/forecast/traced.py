@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..flops import MOVES
+from ...jaxprs.flops import MOVES
 
 RENAMED = {"reshape", "squeeze", "expand_dims", "stop_gradient", "copy", "device_put"}
 UPDATES = {"dynamic_update_slice", "scatter", "scatter-add"}

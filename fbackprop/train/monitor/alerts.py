@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from ..problem import Problem
+from ...errors import Problem
 
 
 @dataclass(frozen=True)

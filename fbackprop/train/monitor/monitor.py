@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from ..rewrite.first_bad import first_bad
-from ..rewrite.reading import Reading, turn
+from ...observe.origin import first_bad
+from ...observe.reading import Reading, turn
 from .alerts import Alert, Finding, Latch, Thresholds
 from .symptoms import in_probe
 

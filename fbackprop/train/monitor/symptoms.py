@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..rewrite.reading import Reading, turn
+from ...observe.reading import Reading, turn
 from .alerts import Finding, Thresholds
 
 

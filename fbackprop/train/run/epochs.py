@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..layer import Tree
-from ..problem import Problem
-from ..verify.gradient_error import gradient_error
-from .config import TrainConfig
+from ...errors import Problem
+from ...layer import Tree
+from ...verify.gradient_error import gradient_error
+from ..task.config import TrainConfig
+from ..task.task import Task
 from .evaluate import evaluator
-from .task import Task
 
 EPOCHS = 10  # where neither steps nor epochs are given
 STEPS = 1000  # for batches without end

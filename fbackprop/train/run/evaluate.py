@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..compose import inference, map_layers_with_path, objective, parts_with_path, predict
-from ..layer import Layer, Tree
-from .task import Task
+from ...compose import objective
+from ...gradients import predict
+from ...layer import Layer, Tree
+from ...transform import inference, map_layers_with_path, parts_with_path
+from ..task.task import Task
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .rundir import METRICS, writing
+from ..store.rundir import METRICS, writing
 
 EVERY = 1.0  # seconds after which lines are handed to the system, for people who follow the file
 

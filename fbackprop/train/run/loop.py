@@ -12,20 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..layer import Tree
-from ..problem import Failure, Interrupted, Problem
-from .alerts import Alert, Thresholds
-from .config import TrainConfig
+from ...errors import Failure, Interrupted, Problem
+from ...layer import Tree
+from ..monitor.alerts import Alert, Thresholds
+from ..monitor.monitor import Monitor
+from ..step.optimizer import optimizer
+from ..step.training import NORMS, Training, begin, make_training_step, trained_layers
+from ..store.saver import Saver
+from ..task.config import TrainConfig
+from ..task.recipe import computed, gradients, placed, start
+from ..task.task import Task
+from .epochs import Epoch, Plan, looker, plan
 from .log import Log
-from .look import Epoch, Plan, looker, plan
-from .monitor import Monitor
-from .optimizer import optimizer
 from .progress import Progress, Taken, Tell, enough_memory, looked
-from .recipe import computed, gradients, placed, start
-from .saver import Saver
 from .step_probe import StepProbe
-from .task import Task
-from .training import NORMS, Training, begin, make_training_step, trained_layers
 
 IN_A_ROW = 10  # steps left out before a run that skips gives up
 RESTORES = 3  # times a run goes back before it gives up

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from ..problem import Failure
-from .config import TrainConfig
-from .look import Epoch
+from ...errors import Failure
+from ..task.config import TrainConfig
+from .epochs import Epoch
 
 
 def nothing(*_: object) -> None:

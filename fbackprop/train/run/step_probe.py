@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 
-from ..layer import Layer
-from ..rewrite.first_bad import first_bad
-from ..rewrite.reading import Reading
-from ..rewrite.watch import probe
-from .accumulate import microbatches
-from .config import TrainConfig
-from .training import Training
+from ...layer import Layer
+from ...observe.origin import first_bad
+from ...observe.probes import probe
+from ...observe.reading import Reading
+from ..step.accumulation import microbatches
+from ..step.training import Training
+from ..task.config import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..compose import ValueAndGrad
-from ..dtypes import partition, wide, wide_dtype
-from ..errors import expect, show
-from ..layer import Next, Tree, is_carried, join, merge, split
-from ..losses.inputs import inverse
-from ..losses.weight import Weight, batch_size
+from ...checks import expect, show
+from ...dtypes import partition, wide, wide_dtype
+from ...gradients import ValueAndGrad
+from ...layer import Next, Tree, is_carried, join, merge, split
+from ...losses.inputs import inverse
+from ...losses.weight import Weight, batch_size
 
 
 def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> ValueAndGrad:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import optax
 
-from ..layer import Tree, named_leaves
-from .config import TrainConfig
+from ...layer import Tree, named_leaves
+from ..task.config import TrainConfig
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adam": optax.adam,

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..dtypes import is_floating
-from ..layer import Tree, is_carried, split
+from ...dtypes import is_floating
+from ...layer import Tree, is_carried, split
 
 
 class LossScale(NamedTuple):

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..compose import ValueAndGrad
-from ..layer import Tree, merge, split
+from ...gradients import ValueAndGrad
+from ...layer import Tree, merge, split
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[Tree, Any, Any], tuple[Tree, Any, Metrics]]

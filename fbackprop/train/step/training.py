@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ..compose import ValueAndGrad
-from ..dtypes import is_floating
-from ..layer import Tree, paths, split
+from ...dtypes import is_floating
+from ...gradients import ValueAndGrad
+from ...layer import Tree, paths, split
 from .scaling import LossScale, adjust, unscale
 from .step import Metrics, apart, updated
 

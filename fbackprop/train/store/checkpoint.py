@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import Tree, named_leaves
-from ..problem import FileProblem, Problem
+from ...errors import FileProblem, Problem
+from ...layer import Tree, named_leaves
 
 FORMAT = 1
 SEAL, DIGITS = b"sha256 ", 64  # the zip comment: these bytes, then the digest of all before it in hexadecimal

@@ -15,8 +15,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..problem import FileProblem, Locked, Problem
-from .config import TrainConfig
+from ...errors import FileProblem, Locked, Problem
+from ..task.config import TrainConfig
 
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.toml", "metrics.jsonl", "checkpoints", "run.lock"
 MAY_CHANGE = ("steps", "epochs")  # of a run that goes on

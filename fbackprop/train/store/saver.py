@@ -7,9 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..layer import Tree
+from ...layer import Tree
+from ..task.config import TrainConfig
 from . import checkpoint
-from .config import TrainConfig
 from .rundir import CHECKPOINTS, config_hash, expect_config, fixed, writing
 
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from .. import data
-from ..layer import Layer
-from ..losses import mse, softmax_cross_entropy
-from ..models.convnet import convnet
-from ..models.gpt import gpt
-from ..models.lstm import lstm_classifier
-from ..models.mlp import mlp
-from ..models.recommender import recommender
-from ..models.resnet import resnet
-from ..problem import Problem
+from ... import data
+from ...errors import Problem
+from ...layer import Layer
+from ...losses import mse, softmax_cross_entropy
+from ...models.convnet import convnet
+from ...models.gpt import gpt
+from ...models.lstm import lstm_classifier
+from ...models.mlp import mlp
+from ...models.recommender import recommender
+from ...models.resnet import resnet
 from .config import TrainConfig
 from .task import Task, own_task
 

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ..problem import Problem
-from .alerts import Thresholds
+from ...errors import Problem
+from ..monitor.alerts import Thresholds
 
 # the models that have a name, and where one wants something else than the defaults below
 PRESETS: dict[str, dict[str, Any]] = {

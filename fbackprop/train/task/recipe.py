@@ -10,14 +10,15 @@ from typing import Any
 
 import jax
 
-from ..compose import ValueAndGrad, auto_value_and_grad, objective, value_and_grad
-from ..layer import Layer, Tree
-from ..problem import Problem
-from ..rewrite.plan import planned, with_plan
-from ..rewrite.precision import PRECISIONS, with_precision
-from .accumulate import accumulate, microbatches
+from ...compose import objective
+from ...distributed.mesh import data_parallel, devices, replicate, shard
+from ...errors import Problem
+from ...gradients import ValueAndGrad, auto_value_and_grad, value_and_grad
+from ...layer import Layer, Tree
+from ...memory.planner import planned, temp_bytes_on, with_plan
+from ...precision import PRECISIONS, with_precision
+from ..step.accumulation import accumulate, microbatches
 from .config import TrainConfig, memory_bytes
-from .parallel import data_parallel, devices, replicate, shard, temp_bytes_on
 from .task import Task, users_code
 
 

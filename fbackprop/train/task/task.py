@@ -12,11 +12,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..compose import objective
-from ..errors import show
-from ..layer import Layer
-from ..losses.weight import Weight, batch_size
-from ..problem import FileProblem, Problem
+from ...checks import show
+from ...compose import objective
+from ...errors import FileProblem, Problem
+from ...layer import Layer
+from ...losses.weight import Weight, batch_size
 from .config import PRESETS, TrainConfig
 
 TEMPLATE = ("def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it; "

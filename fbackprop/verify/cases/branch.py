@@ -8,7 +8,11 @@ import jax.numpy as jnp
 
 from ... import compose
 from ...layer import Layer, Tree
-from ...layers import branch, dense, elementwise, repeat, rewire
+from ...layers.branch import add, concat, dot, fan_out, parallel
+from ...layers.dense import dense
+from ...layers.elementwise import identity, sigmoid, tanh
+from ...layers.repeat import repeat
+from ...layers.rewire import checkpoint, frozen, tied
 from .case import Bugs, Case, Draw, normal, right
 
 
@@ -17,24 +21,24 @@ def several(*shapes: tuple[int, ...]) -> Draw:
     return lambda rng: tuple(rng.standard_normal(shape) for shape in shapes)
 
 
-_block = compose.chain(dense.dense(5), elementwise.tanh())
-_twice = compose.chain(dense.dense(5), elementwise.tanh(), dense.dense(5))
+_block = compose.chain(dense(5), tanh())
+_twice = compose.chain(dense(5), tanh(), dense(5))
 
 CASES: tuple[Case, ...] = (
-    Case("parallel", branch.parallel(dense.dense(7), elementwise.sigmoid()), several((2, 5), (3, 2))),
-    Case("fan_out", branch.fan_out(dense.dense(7), elementwise.sigmoid(), dense.dense(3)), normal(2, 5)),
-    Case("add", branch.add(), several((2, 5), (2, 5), (2, 5))),
-    Case("concat", branch.concat(), several((2, 5), (2, 3), (2, 7))),
-    Case("concat", branch.concat(0), several((2, 5), (3, 5))),
-    Case("dot", branch.dot(), several((2, 3, 5), (2, 3, 5))),
-    Case("dot", compose.chain(branch.fan_out(dense.dense(3), elementwise.identity()), branch.dot()), normal(2, 3)),
-    Case("identity", compose.chain(branch.parallel(dense.dense(3), elementwise.identity())),
+    Case("parallel", parallel(dense(7), sigmoid()), several((2, 5), (3, 2))),
+    Case("fan_out", fan_out(dense(7), sigmoid(), dense(3)), normal(2, 5)),
+    Case("add", add(), several((2, 5), (2, 5), (2, 5))),
+    Case("concat", concat(), several((2, 5), (2, 3), (2, 7))),
+    Case("concat", concat(0), several((2, 5), (3, 5))),
+    Case("dot", dot(), several((2, 3, 5), (2, 3, 5))),
+    Case("dot", compose.chain(fan_out(dense(3), identity()), dot()), normal(2, 3)),
+    Case("identity", compose.chain(parallel(dense(3), identity())),
          lambda rng: (rng.standard_normal((2, 5)), rng.integers(0, 2, (2, 7)).astype(bool)), "beside a mask"),
-    Case("repeat", repeat.repeat(_block, 3), normal(2, 5)),
-    Case("repeat", repeat.repeat(compose.skip(_block), 2, unroll=True), normal(3, 5), "unrolled"),
-    Case("checkpoint", rewire.checkpoint(_block), normal(2, 5)),
-    Case("frozen", compose.chain(dense.dense(5), rewire.frozen(_block)), normal(2, 5)),
-    Case("tied", rewire.tied(_twice, {"2/w": "0/w"}), normal(3, 5)),
+    Case("repeat", repeat(_block, 3), normal(2, 5)),
+    Case("repeat", repeat(compose.skip(_block), 2, unroll=True), normal(3, 5), "unrolled"),
+    Case("checkpoint", checkpoint(_block), normal(2, 5)),
+    Case("frozen", compose.chain(dense(5), frozen(_block)), normal(2, 5)),
+    Case("tied", tied(_twice, {"2/w": "0/w"}), normal(3, 5)),
 )
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from ... import compose
 from ...layer import Layer, Tree
-from ...layers import dense, elementwise
+from ...layers.dense import dense
+from ...layers.elementwise import tanh
 from .case import Bugs, Case, normal, right
 
 CASES: tuple[Case, ...] = (
-    Case("chain", compose.chain(dense.dense(7), elementwise.tanh(), dense.dense(3)), normal(2, 5)),
-    Case("skip", compose.skip(dense.dense(5)), normal(3, 5)),
+    Case("chain", compose.chain(dense(7), tanh(), dense(3)), normal(2, 5)),
+    Case("skip", compose.skip(dense(5)), normal(3, 5)),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...compose import predict
+from ...gradients import predict
 from ...layer import Layer, Tree
 from ...layers.conv import conv1d, conv2d
 from .case import Bugs, Case, Wrong, call, normal, right

@@ -8,18 +8,18 @@ import jax
 import jax.numpy as jnp
 
 from ...layer import Layer, Next, State, Tree
-from ...layers import dropout
+from ...layers.dropout import dropout
 from .case import Bugs, Case, normal, right
 
-_off = dropout.dropout(0.5).inference
+_off = dropout(0.5).inference
 assert _off is not None
 
 CASES: tuple[Case, ...] = (
-    Case("dropout", dropout.dropout(0.5), normal(3, 5)),
-    Case("dropout", dropout.dropout(0.2), normal(2, 3, 7), "two leading axes"),
-    Case("dropout", dropout.dropout(0.3), normal(1, 1), "sizes 1"),
-    Case("dropout", dropout.dropout(0.0), normal(3, 5)),
-    Case("dropout", dropout.dropout(0.5), normal(0, 5), "empty batch"),
+    Case("dropout", dropout(0.5), normal(3, 5)),
+    Case("dropout", dropout(0.2), normal(2, 3, 7), "two leading axes"),
+    Case("dropout", dropout(0.3), normal(1, 1), "sizes 1"),
+    Case("dropout", dropout(0.0), normal(3, 5)),
+    Case("dropout", dropout(0.5), normal(0, 5), "empty batch"),
     Case("dropout", _off, normal(3, 5)),
 )
 

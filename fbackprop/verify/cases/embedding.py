@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...layer import Layer, Tree
-from ...layers import embedding
+from ...layers.embedding import embedding, learned_positions, rotary
 from .case import Bugs, Case, Draw, normal, right
 
 
@@ -20,19 +20,19 @@ def tokens(vocabulary: int, *sizes: int) -> Draw:
 _twice: Draw = lambda rng: np.array([[2, 0, 2], [2, 4, 0]], np.int32)
 
 CASES: tuple[Case, ...] = (
-    Case("embedding", embedding.embedding(5, 3), _twice, "tokens that come again"),
-    Case("embedding", embedding.embedding(7, 2), tokens(7, 2, 3, 5), "three leading axes"),
-    Case("embedding", embedding.embedding(1, 3), tokens(1, 5), "one row"),
-    Case("embedding", embedding.embedding(5, 1), lambda rng: np.int32(3), "one token"),
-    Case("embedding", embedding.embedding(5, 3), tokens(5, 0, 2), "empty batch"),
-    Case("learned_positions", embedding.learned_positions(7), normal(2, 5, 3), "shorter than it could be"),
-    Case("learned_positions", embedding.learned_positions(5), normal(5, 3), "one sequence"),
-    Case("learned_positions", embedding.learned_positions(3), normal(2, 1, 3), "one step"),
-    Case("learned_positions", embedding.learned_positions(3), normal(0, 2, 5), "empty batch"),
-    Case("rotary", embedding.rotary(), normal(2, 3, 7, 4), "heads"),
-    Case("rotary", embedding.rotary(10.0), normal(5, 6), "one sequence"),
-    Case("rotary", embedding.rotary(), normal(3, 1, 2), "one step"),
-    Case("rotary", embedding.rotary(), normal(0, 3, 2), "empty batch"),
+    Case("embedding", embedding(5, 3), _twice, "tokens that come again"),
+    Case("embedding", embedding(7, 2), tokens(7, 2, 3, 5), "three leading axes"),
+    Case("embedding", embedding(1, 3), tokens(1, 5), "one row"),
+    Case("embedding", embedding(5, 1), lambda rng: np.int32(3), "one token"),
+    Case("embedding", embedding(5, 3), tokens(5, 0, 2), "empty batch"),
+    Case("learned_positions", learned_positions(7), normal(2, 5, 3), "shorter than it could be"),
+    Case("learned_positions", learned_positions(5), normal(5, 3), "one sequence"),
+    Case("learned_positions", learned_positions(3), normal(2, 1, 3), "one step"),
+    Case("learned_positions", learned_positions(3), normal(0, 2, 5), "empty batch"),
+    Case("rotary", rotary(), normal(2, 3, 7, 4), "heads"),
+    Case("rotary", rotary(10.0), normal(5, 6), "one sequence"),
+    Case("rotary", rotary(), normal(3, 1, 2), "one step"),
+    Case("rotary", rotary(), normal(0, 3, 2), "empty batch"),
 )
 
 

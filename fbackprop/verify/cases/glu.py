@@ -8,19 +8,20 @@ from typing import Any
 import jax.numpy as jnp
 
 from ...layer import Layer, Tree
-from ...layers import glu, softmax
+from ...layers.glu import geglu, swiglu
+from ...layers.softmax import log_softmax
 from .case import Bugs, Case, Wrong, normal, right
 
 CASES: tuple[Case, ...] = (
-    *(Case(kind, layer(7), normal(3, 5)) for kind, layer in (("swiglu", glu.swiglu), ("geglu", glu.geglu))),
-    Case("swiglu", glu.swiglu(5), normal(2, 3, 5), "square, two leading axes"),
-    Case("swiglu", glu.swiglu(1), normal(1, 1), "sizes 1"),
-    Case("swiglu", glu.swiglu(3), normal(0, 5), "empty batch"),
-    Case("geglu", glu.geglu(3), normal(5), "one example"),
-    Case("log_softmax", softmax.log_softmax(), normal(2, 3, 5)),
-    Case("log_softmax", softmax.log_softmax(), lambda rng: 10 * rng.standard_normal((3, 5)), "large logits"),
-    Case("log_softmax", softmax.log_softmax(), normal(3, 1), "one class: x has no effect"),
-    Case("log_softmax", softmax.log_softmax(), normal(0, 5), "empty batch"),
+    *(Case(kind, layer(7), normal(3, 5)) for kind, layer in (("swiglu", swiglu), ("geglu", geglu))),
+    Case("swiglu", swiglu(5), normal(2, 3, 5), "square, two leading axes"),
+    Case("swiglu", swiglu(1), normal(1, 1), "sizes 1"),
+    Case("swiglu", swiglu(3), normal(0, 5), "empty batch"),
+    Case("geglu", geglu(3), normal(5), "one example"),
+    Case("log_softmax", log_softmax(), normal(2, 3, 5)),
+    Case("log_softmax", log_softmax(), lambda rng: 10 * rng.standard_normal((3, 5)), "large logits"),
+    Case("log_softmax", log_softmax(), normal(3, 1), "one class: x has no effect"),
+    Case("log_softmax", log_softmax(), normal(0, 5), "empty batch"),
 )
 
 
@@ -57,7 +58,7 @@ _GLU: dict[str, Wrong] = {
     "without the path through up": _without_path("up"),
 }
 BUGS: Bugs = {
-    "swiglu": {**_GLU, "the derivative of gelu": _derivative_of(glu.geglu)},
-    "geglu": {**_GLU, "the derivative of silu": _derivative_of(glu.swiglu)},
+    "swiglu": {**_GLU, "the derivative of gelu": _derivative_of(geglu)},
+    "geglu": {**_GLU, "the derivative of silu": _derivative_of(swiglu)},
     "log_softmax": {"dy, without the rank-one term": _dy_alone},
 }

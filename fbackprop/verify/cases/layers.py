@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...layer import Layer, Tree
-from ...layers import dense, function, shape, softmax
+from ...layers.dense import dense
+from ...layers.function import from_function
+from ...layers.shape import flatten
+from ...layers.softmax import softmax
 from .case import Bugs, Case, Draw, normal
 
 
@@ -20,15 +23,15 @@ _with_ids: Draw = lambda rng: {"h": rng.standard_normal((3, 5)), "ids": np.arang
 _scale = lambda key, x: {"scale": jnp.ones(x["h"].shape[-1], x["h"].dtype)}
 
 CASES: tuple[Case, ...] = (
-    Case("dense", dense.dense(7), normal(3, 5)),
-    Case("dense", dense.dense(5), normal(2, 3, 5), "square, two leading axes"),
-    Case("dense", dense.dense(3, bias=False), normal(5), "one example"),
-    Case("dense", dense.dense(1), normal(1, 1), "sizes 1"),
-    Case("dense", dense.dense(7), normal(0, 5), "empty batch"),
-    Case("softmax", softmax.softmax(), normal(2, 3, 5)),
-    Case("softmax", softmax.softmax(), lambda rng: 10 * rng.standard_normal((3, 5)), "large logits"),
-    Case("flatten", shape.flatten(), normal(2, 3, 5)),
-    Case("from_function", function.from_function(_sine, _scale), _with_ids),
+    Case("dense", dense(7), normal(3, 5)),
+    Case("dense", dense(5), normal(2, 3, 5), "square, two leading axes"),
+    Case("dense", dense(3, bias=False), normal(5), "one example"),
+    Case("dense", dense(1), normal(1, 1), "sizes 1"),
+    Case("dense", dense(7), normal(0, 5), "empty batch"),
+    Case("softmax", softmax(), normal(2, 3, 5)),
+    Case("softmax", softmax(), lambda rng: 10 * rng.standard_normal((3, 5)), "large logits"),
+    Case("flatten", flatten(), normal(2, 3, 5)),
+    Case("from_function", from_function(_sine, _scale), _with_ids),
 )
 
 

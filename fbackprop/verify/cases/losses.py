@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import losses
-from ...compose import inference
 from ...dtypes import is_floating
 from ...layer import Layer, Tree
+from ...transform import inference
 from .case import Bugs, Case, Draw, Wrong, options_of, right
 
 

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 
 from ...compose import chain
 from ...layer import Layer, State, Tree
-from ...layers import dense, norm
+from ...layers.dense import dense
+from ...layers.norm import batch_norm, group_norm, layer_norm, rms_norm
 from .case import Bugs, Case, Wrong, normal, options_of, right
 
-_running = norm.batch_norm().inference
+_running = batch_norm().inference
 assert _running is not None
 
 
@@ -23,36 +24,36 @@ def _after_some_steps(key: jax.Array, x: Any) -> Tree:
     """Params whose running statistics are not those of the start, 0 and 1, which would hide a sign."""
     channels = x.shape[-1]
     statistics = {"mean": State(jnp.linspace(-1, 2, channels)), "var": State(jnp.linspace(0.5, 2, channels))}
-    return {**norm.batch_norm().init(key, x), **statistics}
+    return {**batch_norm().init(key, x), **statistics}
 
 
 _running = replace(_running, init=_after_some_steps)
 
 CASES: tuple[Case, ...] = (
-    Case("layer_norm", norm.layer_norm(), normal(3, 5)),
-    Case("layer_norm", norm.layer_norm(1e-3, scale=False), normal(2, 3, 7), "two leading axes"),
-    Case("layer_norm", norm.layer_norm(bias=False), normal(5), "one example"),
-    Case("layer_norm", norm.layer_norm(scale=False, bias=False), lambda rng: 30 + rng.standard_normal((3, 5)), "offset"),
-    Case("layer_norm", norm.layer_norm(), normal(2, 1), "one feature: x has no effect"),
-    Case("layer_norm", norm.layer_norm(), normal(0, 5), "empty batch"),
-    Case("rms_norm", norm.rms_norm(), normal(2, 3, 5)),
-    Case("rms_norm", norm.rms_norm(0.1), normal(3, 7)),
-    Case("rms_norm", norm.rms_norm(0.5), normal(2, 1), "one feature"),
-    Case("rms_norm", norm.rms_norm(), normal(0, 5), "empty batch"),
-    Case("group_norm", norm.group_norm(2), normal(3, 5, 2, 6), "images"),
-    Case("group_norm", norm.group_norm(3), normal(2, 6), "no axes between"),
-    Case("group_norm", norm.group_norm(1, 1e-3), normal(2, 7, 3), "one group"),
-    Case("group_norm", norm.group_norm(5), normal(2, 3, 5), "a channel a group"),
-    Case("group_norm", norm.group_norm(2), normal(0, 3, 4), "empty batch"),
-    Case("batch_norm", norm.batch_norm(), normal(7, 3)),
-    Case("batch_norm", norm.batch_norm(0.5, 1e-3), normal(2, 3, 5, 2), "images"),
-    Case("batch_norm", norm.batch_norm(), lambda rng: 30 + rng.standard_normal((7, 3)), "offset"),
-    Case("batch_norm", norm.batch_norm(), normal(1, 5), "one example: x has no effect"),
-    Case("batch_norm", norm.batch_norm(), normal(3, 0), "no channels"),
+    Case("layer_norm", layer_norm(), normal(3, 5)),
+    Case("layer_norm", layer_norm(1e-3, scale=False), normal(2, 3, 7), "two leading axes"),
+    Case("layer_norm", layer_norm(bias=False), normal(5), "one example"),
+    Case("layer_norm", layer_norm(scale=False, bias=False), lambda rng: 30 + rng.standard_normal((3, 5)), "offset"),
+    Case("layer_norm", layer_norm(), normal(2, 1), "one feature: x has no effect"),
+    Case("layer_norm", layer_norm(), normal(0, 5), "empty batch"),
+    Case("rms_norm", rms_norm(), normal(2, 3, 5)),
+    Case("rms_norm", rms_norm(0.1), normal(3, 7)),
+    Case("rms_norm", rms_norm(0.5), normal(2, 1), "one feature"),
+    Case("rms_norm", rms_norm(), normal(0, 5), "empty batch"),
+    Case("group_norm", group_norm(2), normal(3, 5, 2, 6), "images"),
+    Case("group_norm", group_norm(3), normal(2, 6), "no axes between"),
+    Case("group_norm", group_norm(1, 1e-3), normal(2, 7, 3), "one group"),
+    Case("group_norm", group_norm(5), normal(2, 3, 5), "a channel a group"),
+    Case("group_norm", group_norm(2), normal(0, 3, 4), "empty batch"),
+    Case("batch_norm", batch_norm(), normal(7, 3)),
+    Case("batch_norm", batch_norm(0.5, 1e-3), normal(2, 3, 5, 2), "images"),
+    Case("batch_norm", batch_norm(), lambda rng: 30 + rng.standard_normal((7, 3)), "offset"),
+    Case("batch_norm", batch_norm(), normal(1, 5), "one example: x has no effect"),
+    Case("batch_norm", batch_norm(), normal(3, 0), "no channels"),
     Case("batch_norm", _running, normal(3, 5), "running statistics"),
     Case("batch_norm", _running, normal(0, 5), "running statistics, empty batch"),
     # y does not depend on the bias, so its gradient is rounding: nothing can be wrong with it, nor seen to be right
-    Case("batch_norm", chain(dense.dense(3), norm.batch_norm()), normal(7, 5), "behind a bias", "NOISY"),
+    Case("batch_norm", chain(dense(3), batch_norm()), normal(7, 5), "behind a bias", "NOISY"),
 )
 
 
@@ -94,7 +95,7 @@ def _without_scale(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, A
 
 
 def _centred(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return right(norm.layer_norm(1e-6, bias=False), params, x, dy)
+    return right(layer_norm(1e-6, bias=False), params, x, dy)
 
 
 def _of_groups(groups: int) -> Callable[[jax.Array], jax.Array]:

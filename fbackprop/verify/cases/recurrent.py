@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from ...layer import Layer, Tree
-from ...layers.cells import gru_cell, lstm_cell, rnn_cell
-from ...layers.recurrent import recurrent
-from ...layers.rnn import gru, lstm, rnn
+from ...layers.recurrent.cells import gru_cell, lstm_cell, rnn_cell
+from ...layers.recurrent.recurrent import recurrent
+from ...layers.recurrent.rnn import gru, lstm, rnn
 from .case import Bugs, Case, Draw, Wrong, normal, options_of, right
 
 

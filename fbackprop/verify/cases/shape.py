@@ -7,25 +7,25 @@ from typing import Any
 import jax.numpy as jnp
 
 from ...layer import Layer, Tree
-from ...layers import shape
+from ...layers.shape import flatten, reshape, scale, take_last, transpose
 from .case import Bugs, Case, normal, right
 
 CASES: tuple[Case, ...] = (
-    Case("flatten", shape.flatten(), normal(0, 3, 2), "empty batch"),
-    Case("reshape", shape.reshape(5, 3), normal(2, 3, 5)),
-    Case("reshape", shape.reshape(7, -1, 2), normal(3, 14), "the rest"),
-    Case("reshape", shape.reshape(), normal(3, 1), "a number an example"),
-    Case("reshape", shape.reshape(-1, 2), normal(0, 6), "empty batch"),
-    Case("transpose", shape.transpose(0, 2, 1), normal(2, 3, 5)),
-    Case("transpose", shape.transpose(1, 2, 0), normal(2, 2, 2), "a cycle of equal sizes"),
-    Case("transpose", shape.transpose(0, 2, 3, 1), normal(2, 5, 1, 3), "channels last"),
-    Case("transpose", shape.transpose(1, 0), normal(0, 3), "empty batch"),
-    Case("take_last", shape.take_last(), normal(2, 5, 3)),
-    Case("take_last", shape.take_last(), normal(3, 1, 2), "one step"),
-    Case("take_last", shape.take_last(), normal(0, 3, 2), "empty batch"),
-    Case("scale", shape.scale(-0.3), normal(3, 5)),
-    Case("scale", shape.scale(0), normal(3, 5)),
-    Case("scale", shape.scale(8), normal(0, 5), "empty batch"),
+    Case("flatten", flatten(), normal(0, 3, 2), "empty batch"),
+    Case("reshape", reshape(5, 3), normal(2, 3, 5)),
+    Case("reshape", reshape(7, -1, 2), normal(3, 14), "the rest"),
+    Case("reshape", reshape(), normal(3, 1), "a number an example"),
+    Case("reshape", reshape(-1, 2), normal(0, 6), "empty batch"),
+    Case("transpose", transpose(0, 2, 1), normal(2, 3, 5)),
+    Case("transpose", transpose(1, 2, 0), normal(2, 2, 2), "a cycle of equal sizes"),
+    Case("transpose", transpose(0, 2, 3, 1), normal(2, 5, 1, 3), "channels last"),
+    Case("transpose", transpose(1, 0), normal(0, 3), "empty batch"),
+    Case("take_last", take_last(), normal(2, 5, 3)),
+    Case("take_last", take_last(), normal(3, 1, 2), "one step"),
+    Case("take_last", take_last(), normal(0, 3, 2), "empty batch"),
+    Case("scale", scale(-0.3), normal(3, 5)),
+    Case("scale", scale(0), normal(3, 5)),
+    Case("scale", scale(8), normal(0, 5), "empty batch"),
 )
 
 

@@ -12,11 +12,10 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ..compose import ValueAndGrad, objective, value_and_grad
-from ..errors import expect, show
-from ..layer import Layer, Tree
-from ..problem import Problem
-from ..rewrite.plan import temp_bytes_of
+from ..checks import expect, show
+from ..errors import Problem
+from ..gradients import ValueAndGrad
+from ..layer import Tree
 
 AXIS = "batch"
 CPUS = "jax_num_cpu_devices"
@@ -46,7 +45,7 @@ def devices(n: int | None = None) -> Mesh:
 
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """`tree` (params, opt_state) whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(tree, whole_on(mesh))
 
 
 def shard(batch: Any, mesh: Mesh) -> Any:
@@ -59,7 +58,7 @@ def shard(batch: Any, mesh: Mesh) -> Any:
     for leaf in leaves:
         expect(leaf.ndim > 0, "batch", "leaves whose first axis counts examples", show(batch), "A scalar cannot be shared out")
     even = all(len(leaf) % mesh.size == 0 for leaf in leaves)
-    return jax.device_put(batch, _split(mesh) if even else NamedSharding(mesh, PartitionSpec()))
+    return jax.device_put(batch, split_over(mesh) if even else whole_on(mesh))
 
 
 def data_parallel(value_and_grad: ValueAndGrad, mesh: Mesh) -> ValueAndGrad:
@@ -69,23 +68,19 @@ def data_parallel(value_and_grad: ValueAndGrad, mesh: Mesh) -> ValueAndGrad:
     """
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
-        value, grads = value_and_grad(params, jax.lax.with_sharding_constraint(batch, _split(mesh)), seed)
-        return jax.lax.with_sharding_constraint((value, grads), NamedSharding(mesh, PartitionSpec()))
+        value, grads = value_and_grad(params, jax.lax.with_sharding_constraint(batch, split_over(mesh)), seed)
+        return jax.lax.with_sharding_constraint((value, grads), whole_on(mesh))
 
     return run
 
 
-def temp_bytes_on(mesh: Mesh, net: Layer, loss: Layer | None, batch: Any) -> int:
-    """Returns XLA's temporary memory, on each device, of loss and gradients with `batch` (specs) split over `mesh`."""
-    whole = NamedSharding(mesh, PartitionSpec())
-    even = all(leaf.shape[0] % mesh.size == 0 for leaf in jax.tree.leaves(batch))
-    params = jax.eval_shape(objective(net, loss).init, jax.random.key(0), batch)
-    lying = lambda tree, where: jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree)
-    return temp_bytes_of(data_parallel(value_and_grad(net, loss), mesh), lying(params, whole),
-                         lying(batch, _split(mesh) if even else whole))
+def whole_on(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what lies whole on every device of `mesh`."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
-def _split(mesh: Mesh) -> NamedSharding:
+def split_over(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch whose leading axis is split over `mesh`."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 

@@ -1,0 +1,1 @@
+"""Exercises with a blank backward, and their grading. Imports train and below."""

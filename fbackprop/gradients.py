@@ -1,0 +1,104 @@
+"""What is done with a chain: values, pullbacks and gradients, by hand and by `jax.grad`; custom_vjp."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .checks import expect, expect_like
+from .compose import objective
+from .dtypes import canonical, combine, is_floating, partition
+from .layer import Layer, Tree, is_carried, join, merge, split
+from .transform import Rewrite, with_rules
+
+
+def predict(net: Layer) -> Callable[[Tree, Any], Any]:
+    """`(params, x) -> y`: the forward without what it keeps."""
+    return lambda params, x: net.forward(params, canonical(x))[0]
+
+
+def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tree, Any]]]:
+    """Mirrors `jax.vjp`: `(y, pullback)`, `pullback(dy) -> (dparams, dx)`."""
+    y, residuals = net.forward(params, canonical(x))
+
+    def pullback(dy: Any) -> tuple[Tree, Any]:
+        expect_like(dy, y, "dy")
+        return net.backward(params, residuals, dy)
+
+    return y, pullback
+
+ValueAndGrad = Callable[..., tuple[jax.Array, Tree]]
+
+
+def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Rewrite] | None = None) -> ValueAndGrad:
+    """The scalar value and its gradients by the hand-written chain: `(params, batch, seed=1.0) -> (value, grads)`.
+
+    `loss` is None for a net that ends in its loss. `rules` maps layer path patterns to rewrites of the layers found there.
+    `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
+    Raises TypeError for a wrong structure of params or batch, ValueError for shapes, dtypes and a value that is no scalar.
+    """
+    whole = with_rules(objective(net, loss), rules or {})
+
+    def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+        value, residuals = whole.forward(params, canonical(batch))
+        _expect_scalar("value", value)
+        _expect_scalar("seed", jnp.asarray(seed, value.dtype))
+        grads, _ = whole.backward(params, residuals, jnp.asarray(seed, value.dtype))
+        return value, grads
+
+    return run
+
+
+def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
+    """The same forward under `jax.value_and_grad`: the other arm of every comparison. Next comes from the chain."""
+    whole, by_hand = objective(net, loss), value_and_grad(net, loss)
+
+    def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+        trainable, state = split(params)
+        floats, others = partition(trainable)
+
+        def value_of(floats: Tree) -> tuple[jax.Array, jax.Array]:
+            value, _ = whole.forward(merge(combine(floats, others), state), canonical(batch))
+            _expect_scalar("value", value)
+            _expect_scalar("seed", jnp.asarray(seed, value.dtype))
+            return value * jnp.asarray(seed, value.dtype), value
+
+        (_, value), gradients = jax.value_and_grad(value_of, has_aux=True)(floats)
+        if not any(map(is_carried, jax.tree.leaves(state, is_leaf=is_carried))):
+            return value, gradients
+        _, successors = split(by_hand(params, batch, seed)[1])  # the gradients beside them are dead code under jit
+        return value, join(gradients, successors)
+
+    return run
+
+
+def _expect_scalar(what: str, value: Any) -> None:
+    ok = hasattr(value, "dtype") and value.shape == () and is_floating(value)
+    expect(ok, what, "one floating scalar", value, "Pass the loss: value_and_grad(net, loss)" if what == "value" else "")
+
+
+def as_custom_vjp(net: Layer) -> Callable[[Tree, Any], Any]:
+    """`f(params, x) -> y` with the hand-written rule inside, for anybody's `jax.grad` program.
+
+    State is read, never advanced: differentiate the trainable half, `jax.grad(lambda t: g(f(merge(t, state), x)))`.
+    """
+
+    @jax.custom_vjp
+    def f(params: Tree, x: Any) -> Any:
+        return net.forward(params, x)[0]
+
+    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
+        y, residuals = net.forward(params, x)
+        return y, (params, residuals)
+
+    def backward(kept: Any, dy: Any) -> tuple[Tree, Any]:
+        dy = jax.tree.map(lambda d: None if d.dtype == jax.dtypes.float0 else d, dy)
+        params, residuals = kept
+        dparams, dx = net.backward(params, residuals, dy)
+        return split(dparams)[0], dx
+
+    f.defvjp(forward, backward)
+    return f

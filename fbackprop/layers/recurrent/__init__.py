@@ -1,0 +1,1 @@
+"""Recurrent layers: cells, a cell at every step of time, segments of time."""

@@ -1,0 +1,1 @@
+"""Predicts the bytes of a compiled program from its jaxpr."""

@@ -1,0 +1,1 @@
+"""What a run did, as text and figures. Imports train and below."""

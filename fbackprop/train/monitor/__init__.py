@@ -1,0 +1,1 @@
+"""Alerts on what goes wrong in a run."""

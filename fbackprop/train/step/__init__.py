@@ -1,0 +1,1 @@
+"""One training step: optimizer, accumulation, loss scaling. Imports losses and below."""

@@ -1,0 +1,121 @@
+"""Imports run one way, and a name is the same function however it is reached."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fbackprop
+
+ROOT = Path(fbackprop.__file__).parent
+# Lowest first. A module imports from lower ranks, or from its own package without circles.
+RANKS = (
+    ("errors", "dtypes", "facts", "jaxprs", "moved"),
+    ("checks", "data"),
+    ("layer",),
+    ("compose", "transform"),
+    ("gradients", "precision", "tuning"),
+    ("layers", "losses", "distributed"),
+    ("observe", "memory"),
+    ("verify", "models"),
+    ("train",),
+    ("report", "classroom"),
+    ("comparison",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
+
+
+def module_of(file):
+    """A file's dotted name without fbackprop, "" for the package itself."""
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_of(file): file for file in sorted(ROOT.rglob("*.py"))}
+
+
+def imports_of(module):
+    """The modules of this package that a module imports, in functions too; not those for types alone."""
+    here = module.split(".") if FILES[module].name == "__init__.py" else module.split(".")[:-1]
+    tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
+    for_types = {child for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+                 for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level and node not in for_types:
+            base = [*here[:len(here) - node.level + 1], *(node.module or "").split(".")]
+            base = ".".join(filter(None, base))
+            for name in node.names:
+                full = f"{base}.{name.name}".lstrip(".")
+                yield full if full in FILES else base
+
+
+IMPORTS = {module: sorted(set(imports_of(module)) - {"", module}) for module in FILES}
+
+
+def test_every_module_has_a_rank():
+    assert {module.split(".")[0] for module in FILES if module} == set(RANK)
+
+
+def test_no_import_goes_up():
+    top = lambda module: module.split(".")[0]
+    wrong = [f"{module} imports {other}" for module, others in IMPORTS.items() for other in others if module
+             and top(module) != top(other) and RANK[top(other)] >= RANK[top(module)]]
+    assert wrong == []
+
+
+def test_there_is_no_circle():
+    done: set[str] = set()
+
+    def visit(module, path):
+        if module in path:
+            raise AssertionError(" -> ".join([*path[path.index(module):], module]))
+        if module not in done:
+            for other in IMPORTS[module]:
+                visit(other, [*path, module])
+            done.add(module)
+
+    for module in FILES:
+        visit(module, [])
+
+
+def test_every_package_says_what_it_holds():
+    for module, file in FILES.items():
+        if module and file.name == "__init__.py":
+            first = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            assert first.splitlines()[:1], f"{module}: expected one line in __init__.py that says what the package holds"
+
+
+def test_the_documentation_shows_the_ranks():
+    text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    for rank, names in enumerate(RANKS[:-1]):
+        assert f"| {rank} | {' '.join(f'`{name}`' for name in names)} |" in text
+
+
+PACKAGES = sorted({module.split(".")[0] for module in fbackprop._MODULE_OF.values() if "." in module} | {"losses"})
+PROGRAM = """
+import importlib, json, sys
+import fbackprop
+package, modules, names = json.loads(sys.argv[1])
+for module in modules:
+    importlib.import_module(f"fbackprop.{module}" if module else "fbackprop")
+home = importlib.import_module(f"fbackprop.{package}")
+for name in names:
+    top, inner = getattr(fbackprop, name), getattr(home, name)
+    assert top is inner and type(top) is not type(sys), (name, top, inner)
+"""
+
+
+@pytest.mark.parametrize("order", ["modules first", "modules backwards", "names first"])
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_name_is_the_public_function_after_any_import_order(package, order):
+    modules = [module for module in FILES if module.split(".")[0] == package and "peer" not in module]
+    names = [name for name, module in fbackprop._MODULE_OF.items() if module.split(".")[0] == package]
+    modules = {"modules first": modules, "modules backwards": modules[::-1], "names first": []}[order]
+    subprocess.run([sys.executable, "-c", PROGRAM, json.dumps([package, modules, names])], check=True)
