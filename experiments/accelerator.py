@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 from accelerator_file import COMMAND, ROWS, Record, begin, read
 from accelerator_rows import Session, TimeUp, measure, with_reasons
 
-from fbackprop.checks import Interrupted, Problem
 from fbackprop.comparison.bench.worker import Workers
+from fbackprop.errors import Interrupted, Problem
 
 
 class Parser(argparse.ArgumentParser):

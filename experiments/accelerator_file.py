@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fbackprop.checks import FileProblem, Problem
 from fbackprop.comparison.bench.worker import ROOT
+from fbackprop.errors import FileProblem, Problem
 
 # the most important first
 ROWS = ("gpt2-124m", "gpt", "gpt50k", "resnet", "cnn", "lstm", "mlp", "layers", "devices")

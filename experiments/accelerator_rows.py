@@ -12,8 +12,8 @@ from typing import Any
 
 from accelerator_file import ROWS, Record, commit_name, now
 
-from fbackprop.checks import Failure
 from fbackprop.comparison.bench.worker import Workers, quick_environment
+from fbackprop.errors import Failure
 
 ARMS = (  # name, peer, setting
     ("by hand", "manual", "all kept"), ("jax", "jax", "idiomatic"), ("torch", "torch", "eager"),

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 
 from accelerator_file import read
 
-from fbackprop.checks import Problem
+from fbackprop.errors import Problem
 
 HEADS = ("work", "gradients", "setting", "ms", "over jax", "per s", "peak MB", "over jax",
          "temporary MB", "compile s", "share of peak", "gradient difference")

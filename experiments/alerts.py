@@ -20,8 +20,9 @@ from typing import Any
 
 import jax
 from alert_runs import HEALTHY, NETS, SICK, Run, records
-from fbackprop.train.monitor.monitor.monitor import Monitor
 from lab import Lab, main
+
+from fbackprop.train.monitor.monitor import Monitor
 
 UNSEEN = 100  # seeds from here on have not been looked at
 QUICK = ("relu",)  # of NETS

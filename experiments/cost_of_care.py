@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fbackprop.train.step.step.training import begin, make_training_step
-from fbackprop.train.task.task.config import TrainConfig
 from lab import Lab, main
 
 from fbackprop import Layer, gpt, make_step, mlp, objective, probe, softmax_cross_entropy, value_and_grad
+from fbackprop.train.step.training import begin, make_training_step
 from fbackprop.train.store.saver import Saver
+from fbackprop.train.task.config import TrainConfig
 
 EVERY = TrainConfig("mnist").watch_every
 

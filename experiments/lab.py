@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fbackprop.checks import Problem
+from fbackprop.errors import Problem
 
 OUT = Path("runs/experiments")
 INCH = 100  # pixels

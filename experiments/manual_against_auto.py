@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from fbackprop.train.task.task.builtin import load_task
-from fbackprop.train.task.task.config import TrainConfig
 from lab import Lab, main
 
 from fbackprop import auto_value_and_grad, data, make_step, mlp, objective, softmax_cross_entropy, split, value_and_grad
 from fbackprop.comparison.costs import Comparison, compare
+from fbackprop.train.task.builtin import load_task
+from fbackprop.train.task.config import TrainConfig
 
 MODELS = ("mnist", "convnet", "resnet", "lstm", "gpt", "recommender")
 START = {"depth": 2, "width": 256, "batch": 64}

@@ -31,10 +31,10 @@ from jax.experimental import topologies
 from lab import Lab, main
 
 from fbackprop import PRECISIONS, Layer, every, gpt, value_and_grad, with_precision, with_schedules
-from fbackprop.checks import Problem
 from fbackprop.comparison.bench.arm import Arm, of_chain, of_loss
 from fbackprop.comparison.bench.idiomatic import Idiom, of_gpts
 from fbackprop.comparison.bench.works import tokens
+from fbackprop.errors import Problem
 from fbackprop.jaxprs.flops import count_flops
 
 CHIP = "v5e:2x2"  # the smallest there is; programs are for one of its devices

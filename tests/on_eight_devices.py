@@ -28,7 +28,7 @@ from fbackprop import (
     update,
     value_and_grad,
 )
-from fbackprop.checks import Problem
+from fbackprop.errors import Problem
 
 KEY = jax.random.key
 CLIP = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.5))

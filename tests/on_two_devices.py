@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import jax
 import numpy as np
-from fbackprop.train.task.task.config import TrainConfig
-from fbackprop.train.task.task.recipe import computed, fitted, gradients, start
-from fbackprop.train.task.task.task import Task
 
 from fbackprop import ask_for, devices, gpt
 from fbackprop.memory.planner import temp_bytes_on
+from fbackprop.train.task.config import TrainConfig
+from fbackprop.train.task.recipe import computed, fitted, gradients, start
+from fbackprop.train.task.task import Task
 
 # every two options meet
 COMBINATIONS = [("float32", 1, 1), ("float32", 2, 2), ("bfloat16", 1, 2), ("bfloat16", 2, 1), ("float16", 1, 1),

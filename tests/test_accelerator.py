@@ -15,11 +15,11 @@ import psutil
 import pytest
 from test_experiments import load
 
-from fbackprop.checks import Problem
 from fbackprop.comparison.bench import accelerator as device
 from fbackprop.comparison.bench.serve import answer
 from fbackprop.comparison.bench.worker import Worker, Workers
 from fbackprop.comparison.bench.works import SMALL, WORKS
+from fbackprop.errors import Problem
 
 ROOT = Path(__file__).parents[1]
 command, rows, table = map(load, ("accelerator", "accelerator_rows", "accelerator_table"))

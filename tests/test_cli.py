@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fbackprop.train.task.task.config import TrainConfig
 
 from fbackprop import data
 from fbackprop.cli import main
 from fbackprop.train.run import log
+from fbackprop.train.task.config import TrainConfig
 
 GOOD = """
 import numpy as np

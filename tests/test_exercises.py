@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from answers import RIGHT, WRONG, filled, right
-from fbackprop.train.task.task.task import call
 
 from fbackprop import check_layer
 from fbackprop.classroom.exercises import EXERCISES
 from fbackprop.cli import main
+from fbackprop.train.task.task import call
 
 DOCS = Path(__file__).parent.parent / "docs"
 MISTAKES = [(name, what) for name in EXERCISES for what in WRONG[name]]

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fbackprop.train.step.step.training import NORMS, begin, make_training_step, trained_layers
 
 from fbackprop import PRECISIONS, batch_norm, chain, dense, dropout, make_step, mse, split, tanh, value_and_grad, with_precision
+from fbackprop.train.step.training import NORMS, begin, make_training_step, trained_layers
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 RNG = np.random.default_rng(0)

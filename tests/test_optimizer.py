@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from fbackprop.train.step.step.optimizer import CLIPS, OPTIMIZERS, SCHEDULES, clipping, optimizer, schedule
-from fbackprop.train.task.task.config import CHOICES, TrainConfig
 
-from fbackprop.checks import Problem
+from fbackprop.errors import Problem
+from fbackprop.train.step.optimizer import CLIPS, OPTIMIZERS, SCHEDULES, clipping, optimizer, schedule
+from fbackprop.train.task.config import CHOICES, TrainConfig
 
 PARAMS = ({"w": jnp.full((2, 3), 2.0), "b": jnp.zeros(3)}, (), {"w": jnp.full((3, 1), 0.5)})
 GRADS = ({"w": jnp.full((2, 3), 30.0), "b": jnp.array([0.2, -50.0, 3.0])}, (), {"w": jnp.array([[0.1], [0.2], [-0.2]])})

@@ -10,7 +10,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
-from fbackprop.train.task.task.config import memory_bytes
 
 from fbackprop import (
     attention,
@@ -29,12 +28,13 @@ from fbackprop import (
     value_and_grad,
     with_settings,
 )
-from fbackprop.checks import Problem
 from fbackprop.cli import main
 from fbackprop.comparison.costs import relative
+from fbackprop.errors import Problem
 from fbackprop.memory.candidates import sites_of
 from fbackprop.memory.forecast.peak import peak_of
 from fbackprop.memory.planner import plans, temp_bytes
+from fbackprop.train.task.config import memory_bytes
 
 X = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
 BATCH = (X, X)

@@ -8,8 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from fbackprop.train.task.task.config import PRESETS, TrainConfig
-from fbackprop.train.task.task.recipe import start
 from filelock import FileLock
 
 from fbackprop import auto_value_and_grad, paths
@@ -23,6 +21,8 @@ from fbackprop.report.report import report, task_of
 from fbackprop.train.run.log import records
 from fbackprop.train.store import checkpoint
 from fbackprop.train.store.saver import files
+from fbackprop.train.task.config import PRESETS, TrainConfig
+from fbackprop.train.task.recipe import start
 
 CONFIGS = Path(__file__).parent.parent / "experiments" / "configs"
 CONFIG = 'model = "mnist"\nsteps = 40\n'

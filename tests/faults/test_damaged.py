@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 import runs
-from fbackprop.train.step.step.training import begin
-from fbackprop.train.task.task.config import TrainConfig
 
 from fbackprop import State
-from fbackprop.checks import FileProblem, Problem
+from fbackprop.errors import FileProblem, Problem
+from fbackprop.train.step.training import begin
 from fbackprop.train.store import checkpoint
 from fbackprop.train.store.saver import Saver, files
+from fbackprop.train.task.config import TrainConfig
 
 CONFIG = TrainConfig(model="mine.py:function")
 PARAMS = ({"w": jnp.arange(12.0).reshape(3, 4), "b": jnp.zeros(4)}, {"key": State(jax.random.key(7))},

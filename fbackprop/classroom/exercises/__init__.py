@@ -1,6 +1,6 @@
 """Exercises: files with a complete forward and a blank backward, each a module of this package that is copied out.
 
-A learner's file says which it is by `EXERCISE = "name"`; how files are judged: fbackprop/grading. No jax here.
+A learner's file says which it is by `EXERCISE = "name"`; how files are judged: fbackprop/classroom/grading. No jax here.
 """
 
 from __future__ import annotations
