@@ -18,10 +18,10 @@ import sys
 from collections import Counter, defaultdict
 
 from lab import Lab, main
+from mutation.mutants import try_mutants
+from mutation.mutations import KINDS
 
 from fbackprop.verify.cases import CASES
-from fbackprop.verify.mutants import try_mutants
-from fbackprop.verify.mutations import KINDS
 
 COLUMNS = ("mutants", "stillborn", "equivalent", "caught", "survivor")
 COLORS = ("#dddddd", "#9ecae1", "#0072B2", "#D55E00")

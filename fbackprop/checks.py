@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -34,6 +35,13 @@ def expect(ok: bool, what: str, expected: str, got: Any, hint: str = "", error: 
     if not ok:
         got = got if isinstance(got, str) else show(got)
         raise error(f"{what}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
+
+
+def expect_whole(what: str, value: Any, least: int = 1) -> int:
+    """Returns a whole number, NumPy's too, as an int. Raises ValueError unless it is one of at least `least`."""
+    ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    expect(ok, what, f"a whole number of at least {least}", repr(value))
+    return int(value)
 
 
 def expect_params(params: Any, *names: str) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import tree_util
 
 from .checks import at, expect, expect_like
 from .dtypes import is_floating
 from .facts import Scan
-from .layer import Layer, Tree
+from .layer import Hidden, Layer, Tree
 
 
 def chain(*layers: Layer) -> Layer:
@@ -89,32 +91,61 @@ def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
 def objective(net: Layer, loss: Layer | None = None) -> Layer:
     """Returns the Layer from a batch to its scalar value: `net`, then `loss` on `(y, target)`.
 
-    params are the net's and the loss gets `()`. In paths the net stands at "", the loss at "loss". A
-    net that ends in its loss (loss None) is its own objective and takes the whole batch.
+    params are the net's and the loss gets `()`, unless a wrapper around it has params. In paths the
+    net is at "", the loss at "loss". A net that ends in its loss (loss None) is its own objective and
+    takes the whole batch.
     """
     if loss is None:
         return net
     expect_layers("objective", (net, loss))
 
     def init(key: jax.Array, batch: Any) -> Tree:
-        return net.init(key, _pair(batch)[0])
+        x, target = _pair(batch)
+        params = net.init(key, x)
+        if not loss.wraps:
+            return params
+        y = jax.eval_shape(net.forward, params, x)[0]
+        own = loss.init(key, (y, target))
+        return WithLoss(params, own) if jax.tree.leaves(own) else params
 
     def forward(params: Tree, batch: Any) -> tuple[Any, Any]:
         x, target = _pair(batch)
-        y, kept = net.forward(params, x)
+        of_net, of_loss = _both(params)
+        y, kept = net.forward(of_net, x)
         with at("loss", loss):
-            value, kept_by_loss = loss.forward((), (y, target))
+            value, kept_by_loss = loss.forward(of_loss, (y, target))
         return value, (kept, kept_by_loss)
 
     def backward(params: Tree, residuals: Any, dvalue: Any) -> tuple[Tree, Any]:
         kept, kept_by_loss = residuals
+        of_net, of_loss = _both(params)
         with at("loss", loss):
-            _, (dy, dtarget) = loss.backward((), kept_by_loss, dvalue)
-        dparams, dx = net.backward(params, kept, dy)
-        return dparams, (dx, dtarget)
+            dloss, (dy, dtarget) = loss.backward(of_loss, kept_by_loss, dvalue)
+        dparams, dx = net.backward(of_net, kept, dy)
+        return WithLoss(dparams, dloss) if isinstance(params, WithLoss) else dparams, (dx, dtarget)
 
     return Layer("objective", init, forward, backward, parts=(net, loss), places=("", "loss"),
                  rebuild=lambda parts: objective(*parts))
+
+
+@tree_util.register_pytree_with_keys_class
+@dataclass(frozen=True, eq=False)
+class WithLoss:
+    """Params of an objective whose loss has some of its own, a record for one; paths of the net stay as they are."""
+
+    net: Tree
+    loss: Tree
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Tree], ...], None]:
+        return ((Hidden("net"), self.net), (tree_util.DictKey("loss"), self.loss)), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: tuple[Tree, Tree]) -> WithLoss:
+        return cls(*children)
+
+
+def _both(params: Tree) -> tuple[Tree, Tree]:
+    return (params.net, params.loss) if isinstance(params, WithLoss) else (params, ())
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:

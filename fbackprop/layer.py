@@ -10,9 +10,10 @@ integer or bool leaf is None. In `dparams` a `State(value)` has become `Next(val
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, TypeAlias, final
+from types import NoneType, SimpleNamespace
+from typing import Any, Literal, TypeAlias, final
 
 import chex
 import jax
@@ -24,6 +25,12 @@ from .facts import CellRule, Option, Scan, Tuning, Written
 Tree: TypeAlias = chex.ArrayTree
 
 
+Role: TypeAlias = Literal["", "observes", "records", "freezes"]
+FIELD_TYPES: dict[str, tuple[type, ...]] = {}  # of the optional fields, by name
+FIELD_WORDS = {"parts": "a tuple of Layers", "inference": "a Layer or None", "tuning": "a Tuning or None",
+               "scan": "a Scan or None", "cell": "a CellRule or None", "places": "a tuple of words, one a part, or None"}
+
+
 @final
 @dataclass(frozen=True)
 class Layer:
@@ -31,7 +38,8 @@ class Layer:
 
     A Layer is never a pytree node. A network is a Layer. A combinator takes Layers and returns one.
     `dataclasses.replace` with another init, forward or backward drops the facts that describe the
-    old ones: tuning, scan and the halves of a cell.
+    old ones: tuning, scan and the halves of a cell; a combinator's parts then cannot be rewritten.
+    The twin out of training stays what it was. `replace_rules` changes both.
     """
 
     kind: str                                                # "dense": the name of what makes it
@@ -46,18 +54,23 @@ class Layer:
     tuning: Tuning | None = None
     scan: Scan | None = None
     cell: CellRule | None = None
-    _replaced: Layer | None = field(default=None, repr=False, compare=False)  # what replace() was given
+    role: Role = ""                                          # of a wrapper: what a walk has to know of it
+    _before: SimpleNamespace | None = field(default=None, repr=False, compare=False)  # the fields that replace() was given
 
     def __post_init__(self) -> None:
         expect(isinstance(self.kind, str) and self.kind != "", "Layer kind", "a word", repr(self.kind),
                'Write Layer("dense", init, forward, backward)', TypeError)
-        kind, options = _read_call(self.kind, self.options)
-        object.__setattr__(self, "kind", kind)
-        object.__setattr__(self, "options", options)
-        if self._replaced is not None:
-            for name, value in _kept_facts(self._replaced, self).items():
-                object.__setattr__(self, name, value)
-        object.__setattr__(self, "_replaced", self)
+        for name, wanted in FIELD_TYPES.items():
+            value = getattr(self, name)
+            ok = isinstance(value, wanted) and (name != "parts" or all(isinstance(part, Layer) for part in self.parts))
+            expect(ok, f"{name} of {self.kind}", FIELD_WORDS[name], repr(value), error=TypeError)
+        facts = dict(zip(("kind", "options"), _read_call(self.kind, self.options)))
+        if self._before is not None:
+            facts |= _kept_facts(self._before, self)
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+        now = SimpleNamespace(**{each.name: getattr(self, each.name) for each in fields(self) if each.name != "_before"})
+        object.__setattr__(self, "_before", now)
 
     def __init_subclass__(cls) -> None:
         raise TypeError(f"class {cls.__name__}(Layer): expected no subclass, for rewrites would lose what it adds. Call "
@@ -77,25 +90,30 @@ class Layer:
         return self.name
 
 
+FIELD_TYPES |= {"parts": (tuple,), "inference": (Layer, NoneType), "tuning": (Tuning, NoneType), "scan": (Scan, NoneType),
+                "cell": (CellRule, NoneType), "places": (tuple, NoneType)}
+
+
 def _read_call(kind: str, options: Any) -> tuple[str, tuple[Option, ...]]:
     """`(kind, options)` as a Layer holds them. A kind that its author wrote as a call, "mine(3)", is the kind "mine"."""
     ok = isinstance(options, tuple) and all(
         isinstance(each, tuple) and len(each) in (2, 3) and isinstance(each[0], str) for each in options)
     expect(ok, f"options of {kind}", "pairs (name, value)", repr(options), 'Write options=(("features", 128),)', TypeError)
-    word, _, arguments = kind.partition("(")
-    written = [Option("call", Written(arguments.removesuffix(")")), True)] if arguments not in ("", ")") else []
-    return word, (*written, *(Option(*each) for each in options))
+    word, bracket, arguments = kind.partition("(")
+    ok = bool(word.strip()) and (not bracket or arguments.endswith(")"))
+    expect(ok, "Layer kind", 'a word, or a call like "mine(3)"', repr(kind), 'Write Layer("mine", init, forward, backward)',
+           TypeError)
+    if arguments not in ("", ")"):
+        return word, (Option("call", Written(arguments[:-1]), True),)
+    return word, tuple(Option(*each) for each in options)
 
 
-def _kept_facts(old: Layer, new: Layer) -> dict[str, Any]:
+def _kept_facts(old: SimpleNamespace, new: Layer) -> dict[str, Any]:
     """What stays true of `new`, which `replace` made of `old`; a fact that the caller gave anew stays."""
     rule = lambda layer: (layer.init, layer.forward, layer.backward)
     untouched = lambda name: getattr(new, name) is getattr(old, name) is not None
     if rule(new) == rule(old):
-        rebuild = old.rebuild
-        if rebuild is not None and untouched("rebuild") and (new.kind, new.options) != (old.kind, old.options):
-            return {"rebuild": lambda parts: replace(rebuild(parts), kind=new.kind, options=new.options)}
-        return {}
+        return _given_again(old, new, untouched)
     facts: dict[str, Any] = {"tuning": None} if untouched("tuning") else {}
     walked = rule(new)[1:] == rule(old)[1:] and old.scan is not None and old.scan.over == "time"
     if untouched("scan") and not walked:
@@ -104,6 +122,19 @@ def _kept_facts(old: Layer, new: Layer) -> dict[str, Any]:
         facts["cell"] = old.cell and CellRule(old.cell.start)
     if untouched("rebuild"):
         facts["rebuild"] = partial(_refuse, new)
+    return facts
+
+
+def _given_again(old: SimpleNamespace, new: Layer, untouched: Callable[[str], bool]) -> dict[str, Any]:
+    """What `replace` was given beside a rule, given again to the layers that the facts of `old` make."""
+    given = {name: getattr(new, name) for name in ("kind", "options", "inference", "cell", "places")
+             if getattr(new, name) is not getattr(old, name) and getattr(new, name) != getattr(old, name)}
+    facts: dict[str, Any] = {}
+    if given and untouched("rebuild"):
+        facts["rebuild"] = lambda parts: replace(old.rebuild(parts), **given)
+    if given and untouched("tuning"):
+        settled = {name: value for name, value in given.items() if name != "options"}  # a setting is an option
+        facts["tuning"] = replace(old.tuning, apply=lambda setting: replace(old.tuning.apply(setting), **settled))
     return facts
 
 
@@ -118,19 +149,22 @@ def twinned(layer: Layer, forward: Callable, backward: Callable) -> Layer:
 
 
 def wrapper(part: Layer, kind: str, rebuild: Callable[[Layer], Layer], forward: Callable, backward: Callable,
-            init: Callable | None = None, options: tuple[Any, ...] = (), observes: bool = False) -> Layer:
+            init: Callable | None = None, options: tuple[Any, ...] = (), role: Role = "") -> Layer:
     """Returns a Layer around `part` that paths see through; `rebuild` puts the same around another part.
 
-    It has no tuning, no scan and no halves: rewrites that need them find those of `part`. observes: the
-    wrapper computes what `part` does, so a walk over the steps of `part` may leave the wrapper out.
+    It has no tuning, no scan and no halves: rewrites that need them find those of `part`. role:
+    "observes", it computes what `part` does, so a walk over the steps of `part` may leave it out;
+    "records", it writes down in a State what it sees; "freezes", it shows weights as State.
     """
-    scan, cell = (part.scan, part.cell) if observes else (None, part.cell and CellRule(part.cell.start))
+    expect(isinstance(part, Layer), kind, "a Layer", getattr(part, "__name__", repr(part)),
+           f"Did you mean {getattr(part, '__name__', 'dense')}()?", TypeError)
+    scan, cell = (part.scan, part.cell) if role == "observes" else (None, part.cell and CellRule(part.cell.start))
     return Layer(kind, init or part.init, forward, backward, options, parts=(part,), places=("",), cell=cell, scan=scan,
-                 rebuild=lambda parts: rebuild(parts[0]))
+                 role=role, rebuild=lambda parts: rebuild(parts[0]))
 
 
 @dataclass(frozen=True)
-class _Hidden:
+class Hidden:
     """A key that `paths` leaves out: told by its type, never by its name."""
 
     name: str
@@ -148,8 +182,8 @@ class _Carried:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({show(self.value)})"
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[_Hidden, Tree]], None]:
-        return ((_Hidden("value"), self.value),), None
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Hidden, Tree]], None]:
+        return ((Hidden("value"), self.value),), None
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Tree]) -> _Carried:
@@ -174,8 +208,8 @@ class Wrapped:
     inner: Tree
     own: Tree
 
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[_Hidden, Tree], ...], None]:
-        return ((_Hidden("inner"), self.inner), (_Hidden("own"), self.own)), None
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Hidden, Tree], ...], None]:
+        return ((Hidden("inner"), self.inner), (Hidden("own"), self.own)), None
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Tree, Tree]) -> Wrapped:
@@ -222,7 +256,7 @@ def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] = lambda n: n is Non
         return str(next(getattr(key, field) for field in ("key", "idx", "name") if hasattr(key, field)))
 
     leaves = tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return [("/".join(name(key) for key in keys if not isinstance(key, _Hidden)), leaf) for keys, leaf in leaves]
+    return [("/".join(name(key) for key in keys if not isinstance(key, Hidden)), leaf) for keys, leaf in leaves]
 
 
 def graft(params: Tree, into: Tree) -> Tree:

@@ -53,7 +53,8 @@ def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> L
     """
     expect(isinstance(policy, Precision), "policy", "a Precision", repr(policy),
            f"PRECISIONS has those with a name: {', '.join(PRECISIONS)}", TypeError)
-    expect(not isinstance(keep, str), "keep", "globs of layer paths, as (\"4\", \"2/*\")", repr(keep), error=TypeError)
+    expect(not isinstance(keep, str) and keep is not None, "keep",
+           "globs of layer paths, as (\"4\", \"2/*\")", repr(keep), error=TypeError)
     seen: list[str] = []
 
     def kept(path: str) -> bool:
@@ -73,7 +74,10 @@ def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> L
         expect(any(fnmatchcase(path, glob) for path in seen), f"keep {glob!r}", f"a match among the layer paths {sorted(seen)}",
                "none")
     narrow = partial(_cast, policy.compute)
-    return _between(inside, _same, narrow, partial(_cast, policy.output), narrow)
+    whole = lambda layer: _between(layer, _same, narrow, partial(_cast, policy.output), narrow)
+    if len(inside.parts) > 1 and inside.wraps:  # an objective: its loss takes the target as it is
+        return inside.rebuild((whole(inside.parts[0]), *inside.parts[1:]))  # type: ignore[misc]
+    return whole(inside)
 
 
 def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cast) -> Layer:
@@ -84,7 +88,7 @@ def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cas
     """
     again = lambda part: _between(part, of_params, of_x, of_y, at_init)
     if _has_frozen(layer):
-        return layer.rebuild((again(layer.parts[0]),))  # type: ignore[misc]
+        return layer.rebuild((again(layer.parts[0]), *layer.parts[1:]))  # type: ignore[misc]
 
     def init(key: jax.Array, x: Any) -> Tree:
         params = layer.init(key, jax.eval_shape(at_init, x))
@@ -103,8 +107,8 @@ def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cas
 
 
 def _has_frozen(layer: Layer) -> bool:
-    """Whether one of the wrappers of `layer` is `frozen`."""
-    return layer.wraps and (layer.kind == "frozen" or _has_frozen(layer.parts[0]))
+    """Whether one of the wrappers of `layer` shows its weights as State."""
+    return layer.wraps and (layer.role == "freezes" or _has_frozen(layer.parts[0]))
 
 
 def _above(path: str) -> list[str]:

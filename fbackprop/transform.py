@@ -29,6 +29,8 @@ def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: st
     out of training. So rewrites commute. wrappers: also visit what stands around a layer at the
     layer's own path (checkpoint, frozen, a tap); without, wrappers are put back around the result.
     """
+    expect(isinstance(net, Layer), f"layer {path}".rstrip(), "a Layer", getattr(net, "__name__", repr(net)),
+           f"Did you mean {getattr(net, '__name__', 'dense')}()?", TypeError)
     parts = tuple(map_layers_with_path(part, fn, below, wrappers) for below, part in parts_with_path(net, path))
     if any(new is not old for new, old in zip(parts, net.parts)):
         expect(net.rebuild is not None, net.name, "a combinator with rebuild", "none, and a part of it changed",
@@ -40,20 +42,27 @@ def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: st
 def _rewritten(layer: Layer, fn: Rewrite) -> Layer:
     """`fn(layer)`, with facts that apply `fn` again to what the facts of `layer` make."""
     new = fn(layer)
-    if new is layer or (new.wraps and new.parts is not layer.parts):
-        return new  # a wrapper leaves what it wraps to later rewrites
+    expect(isinstance(new, Layer), f"a rewrite of {layer.name}", "a Layer", repr(new), "Give a function from Layer to Layer",
+           TypeError)
+    if new is layer:
+        return new
+    if new.wraps and new.parts is not layer.parts:  # a wrapper leaves what it wraps to later rewrites
+        if core(new) is core(layer):
+            return new
+        return inside(new, lambda _: _rewritten(layer, lambda other: core(fn(other))))
     again = lambda other: _rewritten(other, fn)
     facts: dict[str, Any] = {}
     if layer.inference is not None and new.inference is layer.inference:
         facts["inference"] = again(layer.inference)
-    if layer.tuning is not None and new.tuning is None:
+    if layer.tuning is not None and new.tuning is None and (new.kind == layer.kind or new is layer.inference):
         apply = layer.tuning.apply
         facts["tuning"] = replace(layer.tuning, apply=lambda setting: again(apply(setting)))
     if layer.cell is not None and new.cell is None:
         facts["cell"] = CellRule(layer.cell.start)
-    if layer.parts and new.parts is layer.parts and layer.rebuild is not None:
+    if layer.parts and new.parts is layer.parts:
         rebuild, scan = layer.rebuild, layer.scan
-        facts["rebuild"] = lambda parts: again(rebuild(parts))
+        if rebuild is not None:
+            facts["rebuild"] = lambda parts: again(rebuild(parts))
         if new.scan is None and scan is not None and scan.over != "time":
             facts["scan"] = replace(scan, again=lambda other: again(scan.again(other)))
     return replace(new, **facts)
@@ -87,7 +96,11 @@ def replace_rules(net: Layer, where: str, fn: Rewrite) -> Layer:
 
 
 def with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
-    """All of them in one walk, children first."""
+    """Returns `net` with the rules of all patterns, in one walk, children first."""
+    for where, fn in rules.items():
+        ok = isinstance(where, str) and callable(fn) and not isinstance(fn, Layer)
+        expect(ok, "rules", "a glob of layer paths and a function from Layer to Layer", f"{where!r} and {fn!r}",
+               'Write replace_rules(net, "2/*", lambda layer: ...)', TypeError)
     seen: list[str] = []
 
     def replaced(path: str, layer: Layer) -> Layer:

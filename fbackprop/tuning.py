@@ -29,6 +29,9 @@ def with_settings(net: Layer, settings: Mapping[str, Setting]) -> Layer:
         if path not in settings or layer.tuning is None:
             return layer
         found.add(path)
+        mapping = isinstance(settings[path], Mapping) and len(settings[path]) > 0
+        expect(mapping, f"settings at {path!r}, {layer.name}", "a dict that names a setting", repr(settings[path]),
+               f"Write {{{path!r}: {{{layer.tuning.names[0]!r}: 8}}}}", TypeError)
         ok = set(settings[path]) <= set(layer.tuning.names)
         expect(ok, f"settings at {path!r}, {layer.name}", f"some of {', '.join(layer.tuning.names)}",
                repr(dict(settings[path])), error=TypeError)
@@ -36,5 +39,5 @@ def with_settings(net: Layer, settings: Mapping[str, Setting]) -> Layer:
 
     net = map_layers_with_path(net, adjusted)
     expect(found == set(settings), "settings", "the paths of layers that have some", f"none at {sorted({*settings} - found)}",
-           "A layer whose rule a schedule has replaced has none")
+           "A layer has none once it is scheduled, checkpointed or frozen, or its rule is replaced")
     return net

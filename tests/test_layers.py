@@ -10,21 +10,31 @@ import numpy as np
 import pytest
 
 from fbackprop import (
+    attention,
     dense,
     elu,
+    embedding,
     flatten,
     gelu,
+    gpt,
+    group_norm,
     half_squared_error,
     identity,
     leaky_relu,
+    learned_positions,
+    linear_cross_entropy,
     mse,
     predict,
+    recommender,
     relu,
+    repeat,
+    reshape,
     sigmoid,
     silu,
     softmax,
     softmax_cross_entropy,
     softplus,
+    swiglu,
     tanh,
     vjp,
 )
@@ -298,7 +308,7 @@ def test_params_have_the_dtype_of_x(dtype):
 
 @pytest.mark.parametrize("features", [-1, 2.0, True, "4", None])
 def test_dense_features_have_to_be_a_whole_number(features):
-    with pytest.raises(ValueError, match="dense features: expected a whole number, got"):
+    with pytest.raises(ValueError, match="dense features: expected a whole number of at least 0, got"):
         dense(features)
 
 
@@ -435,3 +445,12 @@ def test_pytorch_agrees_in_float64(layer, x, of_torch):
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10 * np.max(np.abs(b)))
+
+
+@pytest.mark.parametrize("make", [
+    lambda n: embedding(n, n), lambda n: learned_positions(n), lambda n: attention(n), lambda n: group_norm(n),
+    lambda n: repeat(dense(4), n), lambda n: swiglu(n), lambda n: linear_cross_entropy(n, chunk=n),
+    lambda n: gpt(n, n, 4, n, n), lambda n: recommender(n, n), lambda n: softmax_cross_entropy(ignore_index=n), lambda n: reshape(n, n),
+], ids=range(11))
+def test_a_numpy_integer_is_a_whole_number(make):
+    assert repr(make(np.int64(2))) == repr(make(2))

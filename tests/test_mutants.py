@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mutation.interpret import evaluate
+from mutation.mutants import AT_A_KINK, Trial, try_mutants
+from mutation.mutations import KINDS, mutations
 
 from fbackprop import Layer, check_layer, dense, recurrent, relu, rnn_cell
 from fbackprop.verify.cases.case import Case, normal, pinned
-from fbackprop.verify.interpret import evaluate
-from fbackprop.verify.mutants import AT_A_KINK, Trial, try_mutants
-from fbackprop.verify.mutations import KINDS, mutations
 
 
 def by_hand(backward, forward=lambda x: x**3):

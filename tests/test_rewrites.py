@@ -30,8 +30,12 @@ from fbackprop import (
     inference,
     linear_cross_entropy,
     lstm,
+    mse,
+    objective,
     parallel,
     paths,
+    predict,
+    probe,
     readings,
     recurrent,
     repeat,
@@ -254,6 +258,128 @@ def test_taps_stay_out_of_training():
     x = jnp.ones((2, 3))
     net.forward(net.init(jax.random.key(0), x), x)
     assert ("1", "inference(dropout(0.5))") in seen
+
+
+# ---- three rewrites, and rewrites of one's own
+
+
+def small():
+    return chain(chain(dense(3), dense(3)), total())
+
+
+X = jnp.linspace(-1, 1, 12).reshape(4, 3)
+
+
+def trained(net, x=X):
+    """Gradients by path, at weights that depend on the path alone."""
+    params = net.init(jax.random.key(0), x)
+    params = graft(small().init(jax.random.key(1), x), params)
+    return {path: np.asarray(leaf, np.float64) for path, leaf in
+            paths(split(jax.jit(value_and_grad(net))(params, x)[1])[0]).items() if "recorded" not in path}
+
+
+THREE = {
+    "a rule, a schedule, a cast": lambda net: with_precision(with_schedules(twice(net), ONE), PRECISIONS["float32"]),
+    "a rule, a schedule, a probe": lambda net: watch(with_schedules(twice(net), ONE)),
+    "a rule, a schedule, a tap": lambda net: tap(with_schedules(twice(net), ONE), lambda *_: None),
+    "a rule, two schedules, a cast": lambda net: with_precision(
+        with_schedules(with_schedules(twice(net), ONE), {"0": (1, (1,))}), PRECISIONS["float32"]),
+    "a rule, a schedule, a checkpoint": lambda net: replace_rules(with_schedules(twice(net), ONE), "0/1", checkpoint),
+    "a wrapped rule, a cast": lambda net: with_precision(
+        replace_rules(net, "0", lambda layer: checkpoint(doubled(layer))), PRECISIONS["float32"]),
+    "a cast, a wrapped rule": lambda net: replace_rules(
+        with_precision(net, PRECISIONS["float32"]), "0", lambda layer: checkpoint(doubled(layer))),
+}
+ONE = {"0": ((1,), 1)}
+
+
+def twice(net):
+    return replace_rules(net, "0", doubled)
+
+
+@pytest.mark.parametrize("three", THREE)
+def test_a_rule_is_applied_once_whatever_follows(three):
+    plain, got = trained(small()), trained(THREE[three](small()))
+    for path, right in plain.items():
+        np.testing.assert_allclose(got[path], 2 * right, rtol=1e-5, err_msg=path)
+
+
+def test_a_wrapped_rule_holds_out_of_training_too():
+    net = chain(dense(3), batch_norm(), total())
+    params = net.init(jax.random.key(0), X)
+    rule = lambda net: replace_rules(net, "1", lambda layer: checkpoint(doubled(layer)))
+    bias = lambda net: value_and_grad(net)(params, X)[1][1]["bias"]
+    alone = bias(inference(net))
+    np.testing.assert_allclose(bias(inference(rule(net))), 2 * alone, rtol=1e-6)
+    np.testing.assert_allclose(bias(rule(inference(net))), 2 * alone, rtol=1e-6)
+
+
+def test_a_cast_objective_keeps_its_loss():
+    net = with_precision(objective(frozen(dense(3)), mse()), PRECISIONS["bfloat16"])
+    value = net.forward(net.init(jax.random.key(0), (X, X)), (X, X))[0]
+    assert value.shape == ()
+    exact = with_precision(objective(identity(), mse()), PRECISIONS["bfloat16"], keep=("loss",))
+    batch = jnp.full((1, 1), 1000.0), jnp.full((1, 1), 1001.0)
+    assert exact.forward(exact.init(jax.random.key(0), batch), batch)[0] == pytest.approx(1.0)  # a target rounds to 1000
+
+
+def test_a_record_of_segments_is_of_all_steps():
+    whole, cut = lstm(3), lstm(3, segment=2)
+    x = jax.random.normal(jax.random.key(2), (2, 4, 3))
+    seen = []
+    for layer in (whole, cut):
+        net = chain(layer, total())
+        measure = probe(net)
+        seen.append(measure(net.init(jax.random.key(0), x), x)[1])
+    for path in ("0/0", "0/1/0"):
+        assert seen[1][path].y.size == seen[0][path].y.size
+        assert seen[1][path].dparams.norm == pytest.approx(seen[0][path].dparams.norm, rel=1e-5)
+
+
+def test_an_objective_is_watched_like_a_net_that_ends_in_its_loss():
+    net = objective(chain(dense(3)), mse())
+    params = net.init(jax.random.key(0), (X, X))
+    value, seen, grads = probe(net)(params, (X, X))
+    assert set(seen) == {"0", "loss"}
+    assert jax.tree.structure(grads) == jax.tree.structure(params)
+    assert value == pytest.approx(float(value_and_grad(chain(dense(3)), mse())(params, (X, X))[0]))
+
+
+def test_what_replace_was_given_outlives_a_rewrite():
+    seven = Layer("seven", lambda key, x: (), lambda params, x: (jnp.full_like(x, 7), ()), lambda params, kept, dy: ((), dy))
+    net = replace(chain(tanh()), inference=seven)
+    for later in (with_precision(net, PRECISIONS["float32"]), scheduled(net, (1,)), tap(net, lambda *_: None)):
+        assert predict(inference(later))(later.init(jax.random.key(0), X), X)[0, 0] == 7
+    mine = with_settings(replace(attention(1), kind="mine"), {"": {"block": 2}})
+    assert repr(mine) == "mine(1, block=2)"
+
+
+@pytest.mark.parametrize("change", [doubled, checkpoint, frozen], ids=lambda change: change.__name__)
+def test_segments_and_a_rule_of_the_recurrent_layer_are_refused(change):
+    with pytest.raises(TypeError, match="with_settings, segment"):
+        replace_rules(with_settings(lstm(3), {"": {"segment": 2}}), "1", change)
+    with pytest.raises((TypeError, ValueError), match="settings"):
+        with_settings(replace_rules(lstm(3), "1", change), {"": {"segment": 2}})
+
+
+@pytest.mark.parametrize(("call", "message"), [
+    (lambda: scheduled(small(), ((-1,), 3)), "schedule: expected a tuple of runs"),
+    (lambda: scheduled(small(), 2), "schedule: expected a tuple of runs"),
+    (lambda: with_settings(lstm(3, segment=4), {"": {}}), "expected a dict that names a setting"),
+    (lambda: with_settings(attention(2), {"": 5}), "expected a dict that names a setting"),
+    (lambda: replace_rules(small(), "0", lambda layer: None), "expected a Layer, got None"),
+    (lambda: replace_rules(small(), "0", dense(3)), "rules: expected a glob of layer paths and a function"),
+    (lambda: checkpoint(tanh), r"checkpoint: expected a Layer, got tanh. Did you mean tanh\(\)\?"),
+    (lambda: watch(tanh), r"Did you mean tanh\(\)\?"),
+    (lambda: repeat(tanh, 3), r"Did you mean tanh\(\)\?"),
+    (lambda: recurrent(tanh), r"Did you mean tanh\(\)\?"),
+    (lambda: tied(small(), [("0/1/w", "0/0/w")]), "ties: expected a dict"),
+    (lambda: replace(dense(3), tuning={}), "tuning of dense: expected a Tuning or None"),
+    (lambda: replace(dense(3), parts=[dense(3)]), "parts of dense: expected a tuple of Layers"),
+], ids=range(13))
+def test_a_wrong_call_says_what_to_write(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
 
 
 # ---- the record itself

@@ -242,4 +242,4 @@ def recalling(layer: Layer) -> Layer:
         seen = replace(params.own.value, value=(jnp.zeros(()), params.inner, x, dy))
         return Wrapped(dparams, Next(seen)), dx
 
-    return wrapper(layer, "recalling", recalling, forward, backward, init)
+    return wrapper(layer, "recalling", recalling, forward, backward, init, role="records")

@@ -35,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import Tuning, given
 from ..layer import Layer, Tree
@@ -50,10 +50,9 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
     `kv_heads`: key/value heads, `heads` unless given; query head h reads key/value head h // (heads // kv_heads).
     `causal`: position t attends to 0..t. `block`: queries and keys of a tile, for memory linear in T; need not divide T.
     """
-    shared = heads if kv_heads is None else kv_heads
-    for what, number in (("heads", heads), ("kv_heads", shared), ("block", 1 if block is None else block)):
-        ok = isinstance(number, int) and not isinstance(number, bool) and number >= 1
-        expect(ok, f"attention {what}", "a whole number of at least 1", repr(number))
+    heads = expect_whole("attention heads", heads)
+    shared = heads if kv_heads is None else expect_whole("attention kv_heads", kv_heads)
+    block = None if block is None else expect_whole("attention block", block)
     expect(heads % shared == 0, "attention kv_heads", f"a divisor of heads = {heads}", repr(kv_heads))
 
     def init(key: jax.Array, x: Any) -> Tree:

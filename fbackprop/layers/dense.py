@@ -15,13 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from numbers import Integral
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide_dtype
 from ..facts import given
 from ..layer import Layer, Tree
@@ -35,8 +34,7 @@ def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b
     `w_init` and `b_init` are `jax.nn.initializers`: He normal (right before relu) and zeros unless given;
     Xavier (`glorot_uniform`) is right before tanh and sigmoid.
     """
-    ok = isinstance(features, Integral) and not isinstance(features, bool) and features >= 0
-    expect(ok, "dense features", "a whole number", repr(features))
+    features = expect_whole("dense features", features, 0)
     options = given(dense, features, bias=bias, w_init=w_init, b_init=b_init)
     w_init = w_init or jax.nn.initializers.he_normal()
     b_init = b_init or jax.nn.initializers.zeros

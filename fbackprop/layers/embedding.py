@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
 from ..layer import Layer, Tree
@@ -37,8 +37,8 @@ def embedding(vocabulary: int, features: int, w_init: Initializer | None = None)
 
     `w_init` is a `jax.nn.initializers`: normal with standard deviation 0.02 unless given.
     """
-    _expect_size("embedding vocabulary", vocabulary, 1)
-    _expect_size("embedding features", features, 0)
+    vocabulary = expect_whole("embedding vocabulary", vocabulary)
+    features = expect_whole("embedding features", features, 0)
     shape = (vocabulary, features)
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -63,7 +63,7 @@ def embedding(vocabulary: int, features: int, w_init: Initializer | None = None)
 
 def learned_positions(length: int) -> Layer:
     """y_t = x_t + w_t. x (..., T, D) with T <= length; params {"w": (length, D)}, small normal numbers at the start."""
-    _expect_size("learned_positions length", length, 1)
+    length = expect_whole("learned_positions length", length)
 
     def init(key: jax.Array, x: Any) -> Tree:
         _expect_sequence(x)
@@ -112,11 +112,6 @@ def rotary(base: float = 10000.0) -> Layer:
         return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
     return Layer("rotary", init, forward, backward, given(rotary, base=base))
-
-
-def _expect_size(what: str, size: Any, least: int) -> None:
-    ok = isinstance(size, int) and not isinstance(size, bool) and size >= least
-    expect(ok, what, f"a whole number of at least {least}", repr(size))
 
 
 def _expect_tokens(x: Any) -> None:

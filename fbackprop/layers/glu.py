@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
 from ..layer import Layer, Tree
@@ -42,8 +42,7 @@ def geglu(hidden: int, w_init: Initializer | None = None) -> Layer:
 
 
 def _glu(maker: Callable, hidden: int, w_init: Initializer | None, function: str, *option: Any) -> Layer:
-    ok = isinstance(hidden, int) and not isinstance(hidden, bool) and hidden >= 0
-    expect(ok, f"{maker.__name__} hidden", "a whole number", repr(hidden))
+    hidden = expect_whole(f"{maker.__name__} hidden", hidden, 0)
     act = TABLE[function]
 
     def init(key: jax.Array, x: Any) -> Tree:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import Option, given
 from ..layer import Layer, Next, State, Tree, twinned
@@ -49,8 +49,7 @@ def rms_norm(eps: float = 1e-6) -> Layer:
 
 def group_norm(groups: int, eps: float = 1e-5) -> Layer:
     """Per example over `groups` runs of neighbouring channels and all axes between. x (B, ..., C); params as layer_norm."""
-    ok = isinstance(groups, int) and not isinstance(groups, bool) and groups > 0
-    expect(ok, "group_norm groups", "a whole number of at least 1", repr(groups))
+    groups = expect_whole("group_norm groups", groups)
 
     def view(x: jax.Array) -> jax.Array:
         expect(x.ndim >= 2, "x", "a batch axis and channels, (B, ..., C)", x)

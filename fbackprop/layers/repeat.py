@@ -21,16 +21,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..checks import at, expect, expect_like
-from ..compose import expect_parts
+from ..checks import at, expect_like, expect_whole
+from ..compose import expect_layers, expect_parts
 from ..facts import Option, Scan
 from ..layer import Layer, Static, Tree
 
 
 def repeat(layer: Layer, n: int, unroll: bool = False) -> Layer:
     """`layer` n times. unroll=True writes the steps out: longer to compile, more for XLA to fuse."""
-    ok = isinstance(n, int) and not isinstance(n, bool) and n >= 1
-    expect(ok, "repeat n", "a whole number of at least 1", repr(n))
+    expect_layers("repeat", (layer,))
+    n = expect_whole("repeat n", n)
 
     def init(key: jax.Array, x: Any) -> Tree:
         with at(0, layer):

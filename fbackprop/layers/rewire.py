@@ -74,7 +74,7 @@ def frozen(layer: Layer) -> Layer:
         dparams, dx = layer.backward(inside(params), residuals, dy)
         return Wrapped(Next(params.inner.value), split(dparams)[1]), dx  # the gradients are dead code
 
-    return wrapper(layer, "frozen", frozen, forward, backward, init)
+    return wrapper(layer, "frozen", frozen, forward, backward, init, role="freezes")
 
 
 def tied(net: Layer, ties: Mapping[str, str]) -> Layer:
@@ -83,6 +83,9 @@ def tied(net: Layer, ties: Mapping[str, str]) -> Layer:
     The target's leaf leaves the params, its cotangent is added to the source's. Raises ValueError in init when a path is not
     there, when the shapes differ, when a leaf is State or a source is itself a target.
     """
+
+    expect(isinstance(ties, Mapping), "ties", 'a dict {target path: source path}', repr(ties),
+           'Write tied(net, {"1/w": "0/w"})', TypeError)
 
     def init(key: jax.Array, x: Any) -> Tree:
         params = net.init(key, x)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import jax
@@ -45,7 +45,7 @@ def flatten() -> Layer:
 
 def reshape(*shape: int) -> Layer:
     """x (B, ...) -> y (B, *shape): the batch axis stays. One of the sizes may be -1: whatever is left."""
-    ok = all(isinstance(size, int) and size >= -1 for size in shape) and shape.count(-1) <= 1
+    ok = all(isinstance(size, Integral) and int(size) >= -1 for size in shape) and shape.count(-1) <= 1
     expect(ok, "reshape shape", "sizes without the batch axis, at most one of them -1", repr(shape))
 
     def move(x: jax.Array) -> jax.Array:

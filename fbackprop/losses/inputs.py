@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -52,5 +53,5 @@ def inverse(total: jax.Array) -> jax.Array:
 def check_options(label_smoothing: float, ignore_index: int | None) -> None:
     """ValueError unless the options of a cross-entropy make sense."""
     expect(0 <= label_smoothing < 1, "label_smoothing", "a share in [0, 1)", repr(label_smoothing))
-    ok = ignore_index is None or (isinstance(ignore_index, int) and not isinstance(ignore_index, bool))
+    ok = ignore_index is None or (isinstance(ignore_index, Integral) and not isinstance(ignore_index, bool))
     expect(ok, "ignore_index", "a whole number or None", repr(ignore_index))

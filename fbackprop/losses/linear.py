@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import Tuning, given
 from ..layer import Layer, Tree
@@ -53,9 +53,8 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
     axis="vocabulary", classes whose logits exist at a time; None: all. `label_smoothing` and `ignore_index` as in
     `softmax_cross_entropy`. Its inference twin takes the same (h, target), ignores target (None will do) and gives logits.
     """
-    for what, number in (("vocabulary", vocabulary), ("chunk", 1 if chunk is None else chunk)):
-        ok = isinstance(number, int) and not isinstance(number, bool) and number >= 1
-        expect(ok, f"linear_cross_entropy {what}", "a whole number of at least 1", repr(number))
+    vocabulary = expect_whole("linear_cross_entropy vocabulary", vocabulary)
+    chunk = None if chunk is None else expect_whole("linear_cross_entropy chunk", chunk)
     expect(axis in AXES, "linear_cross_entropy axis", " or ".join(map(repr, AXES)), repr(axis))
     check_options(label_smoothing, ignore_index)
     a = label_smoothing

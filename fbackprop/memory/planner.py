@@ -242,7 +242,7 @@ class _Search:
 
             return replace(layer, forward=forward)
 
-        jax.eval_shape(map_layers_with_path(objective(self.net, self.loss), noted).forward, self.params, self.batch)
+        jax.eval_shape(objective(map_layers_with_path(self.net, noted), self.loss).forward, self.params, self.batch)
         return {path: settings for path, settings in offered.items() if settings}
 
     def sites(self, now: Plan) -> Iterator[tuple[str, Schedule]]:

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect
+from ..checks import expect, expect_whole
 from ..compose import chain
 from ..facts import Option, Scan
 from ..layer import Layer, Tree
@@ -96,6 +96,8 @@ def scheduled(layer: Layer, schedule: Schedule) -> Layer:
 def _scheduled(layer: Layer, schedule: Schedule) -> Layer:
     steps, scan = length(layer), layer.scan
     assert scan is not None
+    expect(_is_schedule(schedule), "schedule", "a tuple of runs, whole numbers of at least 1 or tuples of such",
+           repr(schedule), "Write ((2,), 2), or every(2, 4)", TypeError)
     expect(steps_of(schedule) == steps, "schedule", f"{steps} steps, as {layer.name} has", f"{steps_of(schedule)}: {schedule}")
     plain = repeat(layer.parts[0], steps) if scan.over == "params" else chain(*layer.parts)
     if scan.over == "params":
@@ -106,10 +108,11 @@ def _scheduled(layer: Layer, schedule: Schedule) -> Layer:
         whole = _of_chain(layer.parts, schedule)
     rebuild = layer.rebuild
     assert rebuild is not None
-    options = (*(each for each in layer.options if each.name != "schedule"), Option("schedule", schedule))
-    return scan.again(replace(
+    options = (*(each for each in layer.options if each.name not in ("schedule", "unroll")), Option("schedule", schedule))
+    made = scan.again(replace(
         plain, kind=layer.kind, options=options, forward=whole.forward, backward=whole.backward,
-        scan=Scan(scan.over, steps), rebuild=lambda parts: _scheduled(rebuild(parts), schedule)))
+        scan=Scan(scan.over, steps), inference=layer.inference, rebuild=None))
+    return replace(made, rebuild=lambda parts: _scheduled(rebuild(parts), schedule))
 
 
 def with_schedules(net: Layer, schedules: Mapping[str, Schedule]) -> Layer:
@@ -149,6 +152,11 @@ def length(layer: Layer) -> int:
         "Its rule was replaced, or it is another layer; map_layers finds chains and repeats in a net")
     expect(ok, "scheduled", "a chain or a repeat", layer.name, hint, TypeError)
     return _steps(layer)
+
+
+def _is_schedule(schedule: Any) -> bool:
+    return isinstance(schedule, tuple) and bool(schedule) and all(
+        item >= 1 if isinstance(item, int) else _is_schedule(item) for item in schedule)
 
 
 def _paired(found: tuple[Tree, Any]) -> tuple[Tree, Any]:
@@ -209,5 +217,5 @@ def _of_repeat(layer: Layer, schedule: Schedule) -> Layer:
 
 
 def _expect_count(k: Any, n: int) -> None:
-    ok = isinstance(k, int) and not isinstance(k, bool) and k >= 1
-    expect(ok and n >= 1, "schedule", "whole numbers of at least 1", f"{k!r} of {n!r}")
+    expect_whole("schedule", k)
+    expect_whole("steps of a schedule", n)

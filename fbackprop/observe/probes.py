@@ -62,7 +62,8 @@ def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Arra
 
 
 def _unwatched(layer: Layer) -> Layer:
-    expect(("what", KIND) not in [option[:2] for option in layer.options], "watch", "a net without probes", layer.name)
+    watched = layer.role == "records" and layer.options[0].value == KIND
+    expect(not watched, "watch", "a net without probes", layer.name)
     return layer
 
 

@@ -66,7 +66,7 @@ def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lam
         return Wrapped(dparams, Next(record)), dx
 
     return wrapper(layer, "recording", lambda part: recording(part, kind, start, read, note), forward, backward, init,
-                   (("what", kind),))
+                   (("what", kind),), "records")
 
 
 def records(tree: Tree, kind: str) -> dict[str, Record]:

@@ -24,7 +24,7 @@ def tap(net: Layer, see: See) -> Layer:
 
 
 def _tapped(see: See, path: str, layer: Layer) -> Layer:
-    if layer.kind == KIND:
+    if layer.role == "observes":
         return layer
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
@@ -32,4 +32,4 @@ def _tapped(see: See, path: str, layer: Layer) -> Layer:
         see(path, layer, params, x, y, residuals)
         return y, residuals
 
-    return wrapper(layer, KIND, partial(_tapped, see, path), forward, layer.backward, observes=True)
+    return wrapper(layer, KIND, partial(_tapped, see, path), forward, layer.backward, role="observes")

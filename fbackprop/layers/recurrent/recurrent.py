@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...checks import at, expect, expect_floating
-from ...compose import expect_parts
+from ...compose import expect_layers, expect_parts
 from ...facts import Scan, given
 from ...layer import Layer, Static, Tree
 from ..repeat import restore, scan_keeping
@@ -38,6 +38,7 @@ def recurrent(cell: Layer, last: bool = False, reverse: bool = False, initial: b
     step that runs first (truncated backpropagation through time: no longer the gradient of the forward, on purpose).
     State in the cell is the same at every step (one dropout mask a sequence).
     """
+    expect_layers("recurrent", (cell,))
     start = rule_of(cell).start
     expect(truncate is None or truncate >= 1, "recurrent truncate", "None or at least 1", repr(truncate))
 

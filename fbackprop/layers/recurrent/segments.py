@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...checks import at, expect, expect_floating
+from ...checks import at, expect, expect_floating, expect_whole
 from ...compose import chain, expect_parts
 from ...facts import Option, Scan, Setting, Tuning, given
 from ...layer import Layer, Tree, join, split
@@ -44,26 +44,34 @@ REMAKE = ("nothing", "gates", "carries")
 def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") -> Layer:
     """`before`, on the last axis alone, in front of `over`, a recurrent layer without initial and truncate.
 
-    params: a tuple of two trees, as chain(before, over) has. Where `over` has been given another backward it is that chain.
-    State: every segment finds the same, the last says the Next.
+    params: a tuple of two trees, as chain(before, over) has. Where a record is taken inside it runs as that chain.
+    State: every segment finds the same, the last says the Next. Raises TypeError where `over` has another rule.
     """
-    ok = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-    expect(ok, "segment", "a whole number of steps, at least 1", repr(size))
+    size = expect_whole("segment", size)
     expect(remake in REMAKE, "remake", ", ".join(map(repr, REMAKE)), repr(remake))
     whole = chain(before, over)
-    if over.scan is None:
-        return whole
-    rule = _Segments(before, over, core(over).parts[0], over.scan, size, remake)
+    recorded = _records(before) or _records(over)
+    expect(recorded or over.scan is not None, "with_settings, segment", "a recurrent layer with the rule of its maker", over.name,
+           "On one layer, segments do not go with replace_rules, checkpoint, frozen or a kept precision: leave one out", TypeError)
+    rule: Any = whole  # a record is of all steps
+    if over.scan is not None and not recorded:
+        rule = _Segments(before, over, core(over).parts[0], over.scan, size, remake)
     options = (Option("size", size, True), *given(in_segments, remake=remake))
     return Layer("in_segments", whole.init, rule.forward, rule.backward, options, parts=whole.parts,
                  rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
-                 tuning=by_segments(before, over, lambda x: segments(min(size, x.shape[1]), remake)))
+                 tuning=by_segments(before, over, lambda x: segments(min(size, x.shape[1]), remake), size, remake))
 
 
-def by_segments(before: Layer, over: Layer, settings: Callable[[Any], Sequence[Setting]]) -> Tuning:
-    """Returns the tuning of a layer that may be `in_segments(before, over, ...)`."""
-    return Tuning(("segment", "remake"), settings,
-                  lambda setting: in_segments(before, over, setting["segment"], setting.get("remake", "gates")))
+def by_segments(before: Layer, over: Layer, settings: Callable[[Any], Sequence[Setting]], size: int | None = None,
+                remake: str = "gates") -> Tuning:
+    """Returns the tuning of a layer that may be `in_segments(before, over, size, remake)`."""
+    apply = lambda setting: in_segments(before, over, setting.get("segment", size), setting.get("remake", remake))
+    return Tuning(("segment", "remake"), settings, apply)
+
+
+def _records(layer: Layer) -> bool:
+    """Whether a layer or a part of it writes down what it sees."""
+    return layer.role == "records" or any(map(_records, layer.parts))
 
 
 @dataclass(frozen=True)

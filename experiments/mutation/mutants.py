@@ -13,16 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..dtypes import partition
-from ..layer import Layer, Tree, split
-from .cases import Case
-from .check import draw_params
+from fbackprop.dtypes import partition
+from fbackprop.layer import Layer, Tree, split
+from fbackprop.verify.cases import Case
+from fbackprop.verify.check import draw_params
+from fbackprop.verify.oracles import Evidence, Oracles, Point, quick_jit
+from fbackprop.verify.subject import Subject, cast, layer_subject
+from fbackprop.verify.table import fresh
+from fbackprop.verify.verdict import SAFETY, judge
+
 from .interpret import equations, evaluate
 from .mutations import KINDS, Mutation, mutations
-from .oracles import Evidence, Oracles, Point, quick_jit
-from .subject import Subject, cast, layer_subject
-from .table import fresh
-from .verdict import SAFETY, judge
 
 SAME = 1e-12  # a change below this share of every leaf's scale is none
 POINTS = 3
