@@ -51,8 +51,9 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
     expect(remake in REMAKE, "remake", ", ".join(map(repr, REMAKE)), repr(remake))
     whole = chain(before, over)
     recorded = _records(before) or _records(over)
-    expect(recorded or over.scan is not None, "with_settings, segment", "a recurrent layer with the rule of its maker", over.name,
-           "On one layer, segments do not go with replace_rules, checkpoint, frozen or a kept precision: leave one out", TypeError)
+    hint = "On one layer, segments do not go with replace_rules, checkpoint, frozen or a kept precision: leave one out"
+    expect(recorded or over.scan is not None, "with_settings, segment", "a recurrent layer with the rule of its maker",
+           over.name, hint, TypeError)
     rule: Any = whole  # a record is of all steps
     if over.scan is not None and not recorded:
         rule = _Segments(before, over, core(over).parts[0], over.scan, size, remake)
