@@ -1,4 +1,7 @@
-"""Mistakes a user can make, told in one sentence: what, where, expected, got, next step. Never a traceback. No jax here."""
+"""Mistakes of users, each in one sentence: what, where, expected, got, next step. Never a traceback. No jax here.
+
+A message names an option in backquotes, as `clip`; the command line shows it as its flag.
+"""
 
 import signal
 

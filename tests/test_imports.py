@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +98,25 @@ def test_the_documentation_shows_the_ranks():
     text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
     for rank, names in enumerate(RANKS[:-1]):
         assert f"| {rank} | {' '.join(f'`{name}`' for name in names)} |" in text
+
+
+def test_messages_of_the_library_name_no_flags():
+    """An option is named in backquotes; the command line makes a flag of it."""
+    wrong = []
+    for module, file in FILES.items():
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        docs = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        wrong += [f"{module}:{node.lineno}" for node in ast.walk(tree) if isinstance(node, ast.Constant) and node not in docs
+                  and isinstance(node.value, str) and re.search(r"(?<![-\w])--[a-z]", node.value)
+                  and not node.value.startswith("--xla") and not module.startswith("cli")]
+    assert wrong == []
+
+
+def test_a_module_that_moved_is_named_by_its_new_place():
+    with pytest.raises(ModuleNotFoundError, match=r"'fbackprop.train.loop': it is in fbackprop.train.run.loop now"):
+        importlib.import_module("fbackprop.train.loop")
+    with pytest.raises(ModuleNotFoundError, match=r"'fbackprop.nothing'$"):
+        importlib.import_module("fbackprop.nothing")
 
 
 PACKAGES = sorted({module.split(".")[0] for module in fbackprop._MODULE_OF.values() if "." in module} | {"losses"})

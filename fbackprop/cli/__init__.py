@@ -7,6 +7,7 @@ Results on stdout, progress and errors on stderr. Exit codes: 0 ok; 1 the result
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except Problem as problem:
-        print(f"fbackprop: {problem}", file=sys.stderr)
+        print(f"fbackprop: {as_flags(str(problem))}", file=sys.stderr)
         return problem.exit_code
     except KeyboardInterrupt:
         print("fbackprop: interrupted", file=sys.stderr)
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def as_flags(text: str) -> str:
+    """Returns a message of the library with its options as flags: `clip` becomes --clip."""
+    return re.sub(r"`([a-z][a-z_]*)`", lambda option: "--" + option[1].replace("_", "-"), text)
 
 
 def _run(argv: list[str]) -> int:

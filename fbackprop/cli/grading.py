@@ -15,6 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from ..errors import FileProblem, Problem
+from . import as_flags
 from .options import screen
 from .signals import between_steps
 
@@ -42,7 +43,7 @@ def graded(options: Any) -> int:
                 print(json.dumps(one.row), flush=True)
             else:
                 print(f"{one.file}: {one.verdict}", file=sys.stderr)
-            table.add_row(one.file, one.exercise or "", one.verdict, one.why, f"{one.seconds:.1f}")
+            table.add_row(one.file, one.exercise or "", one.verdict, as_flags(one.why), f"{one.seconds:.1f}")
             counts[one.verdict] += 1
             passed = passed and one.passed
     seconds = round(time.perf_counter() - began, 1)

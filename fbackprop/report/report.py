@@ -129,13 +129,13 @@ def draw(history: History, task: Task | None, out: Path) -> tuple[list[Path], li
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise Problem(f"figures need {error.name}, which is not installed: pip install 'fbackprop[plot]', or --text for none"
+        raise Problem(f"figures need {error.name}, which is not installed: pip install 'fbackprop[plot]', or `text` for none"
                       ) from error
     from .figures import layers, training
     from .first_layer import first_layer
 
     if out.exists() and not out.is_dir():
-        raise Problem(f"{out}: expected a directory or nothing, got a file. Give --out another name")
+        raise Problem(f"{out}: expected a directory or nothing, got a file. Give `out` another name")
     names, notes = layer_names(task), []
     made = {"training.png": training(history), "layers.png": layers(history, names)}
     made["first_layer.png"], note = first_layer(history, task, names)

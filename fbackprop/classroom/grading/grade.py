@@ -130,7 +130,7 @@ def _answer(source: bytes, reference: Reference | None, function: str, limits: c
         return 0.0, Judgement("ERROR", f"longer than {SOURCE} bytes")
     if reference is None:
         return 0.0, Judgement("ERROR", f'which exercise? Expected EXERCISE = "dense" or another of {", ".join(EXERCISES)} '
-                                       "in the file, or --exercise. A layer of your own: FILE.py:function")
+                                       "in the file, or `exercise`. A layer of your own: FILE.py:function")
     folder = tempfile.TemporaryDirectory(prefix="fbackprop-", ignore_cleanup_errors=True)
     try:
         inside = Path(os.path.realpath(folder.name))

@@ -77,11 +77,11 @@ def over(mine: Point, theirs: Point) -> dict[str, Any]:
 
 
 def peers_of(words: str) -> tuple[str, ...]:
-    """The peers that --against names, by commas. Raises Problem for one that does not exist."""
+    """Returns the peers that `against` names, by commas. Raises Problem for one that does not exist."""
     peers = tuple(dict.fromkeys(words.split(",")))
     for peer in peers:
         if peer not in PEERS:
-            raise Problem(f"--against {peer!r}: expected some of {', '.join(PEERS)}")
+            raise Problem(f"`against` {peer!r}: expected some of {', '.join(PEERS)}")
     return peers
 
 
@@ -97,12 +97,12 @@ def points_of(work: str, peers: tuple[str, ...], every: bool) -> list[Point]:
     here = find_work(work)
     others = [peer for peer in peers if peer not in ("jax", "jax-tuned")]
     if others and work not in IDIOMS:
-        raise Problem(f"--against {','.join(others)}: expected jax or jax-tuned, for {work} is no other peer's. Leave "
+        raise Problem(f"`against` {','.join(others)}: expected jax or jax-tuned, for {work} is no other peer's. Leave "
                       f"{','.join(others)} out")
     for peer in others:
         name = f"{peer.removesuffix('-compile')}_peer.py"
         if not (Path("experiments") / "peers" / name).exists():
-            raise Problem(f"--against {peer}: expected experiments/peers/{name} in the working directory, found none. An "
+            raise Problem(f"`against` {peer}: expected experiments/peers/{name} in the working directory, found none. An "
                           "installed package holds no peers: clone the repository and go to its root")
     settings = list(IDIOMS[work].points if work in IDIOMS else checkpointed(here.net))
     points = [Point("manual", name) for name in (here.points if every else [FULL])]

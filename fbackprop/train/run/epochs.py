@@ -51,7 +51,7 @@ def plan(task: Task, config: TrainConfig) -> Plan:
     """The Plan of a run. Raises Problem for epochs of batches without end."""
     if task.steps_per_epoch is None:
         if config.epochs is not None:
-            raise Problem(f"epochs: {task.name} makes batches without end. Give --steps")
+            raise Problem(f"epochs: {task.name} makes batches without end. Give `steps`")
         steps = config.steps or STEPS
         return Plan(steps, math.ceil(steps / ROUNDS))
     return Plan(config.steps or (config.epochs or EPOCHS) * task.steps_per_epoch, task.steps_per_epoch)

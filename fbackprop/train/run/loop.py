@@ -87,7 +87,7 @@ class Run:
         self.at = Progress(**header["progress"])
         if self.at.step > self.total.steps:
             raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, got {self.total.steps}. "
-                          "Give as many or more, or --out another name for another run")
+                          "Give as many or more, or `out` another name for another run")
         self.monitor = self.watcher()
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
@@ -197,8 +197,8 @@ class Run:
         self.judge(0)
         self.save()
         self.saver.wait()
-        return Interrupted(error.number, f" after step {self.at.step}, which is saved. The same command with --out "
-                           f"{self.directory} --resume goes on")
+        return Interrupted(error.number, f" after step {self.at.step}, which is saved. The same command with `out` "
+                           f"{self.directory} `resume` goes on")
 
     def not_finite(self, taken: Taken, metrics: dict[str, Any]) -> None:
         """What `config.on_nonfinite` says; a scale of the loss that was too high is left to the guard."""

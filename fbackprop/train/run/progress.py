@@ -74,5 +74,5 @@ def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None
             raise
         said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * config.accumulate
         raise Failure(f"after step {step()}: memory ran out ({said}). What was saved is whole. Try a new run with a smaller "
-                      f"--batch-size, with --accumulate {parts} (the same gradient in parts), or with checkpoint(...) around "
+                      f"`batch_size`, with `accumulate` {parts} (the same gradient in parts), or with checkpoint(...) around "
                       "the layers that keep most") from error

@@ -30,9 +30,9 @@ class Origin:
         """What to try, as a sentence without its full stop."""
         if self.side == "batch":
             return "Look at the data: it holds NaN or inf"
-        cures = [f"a lower rate (--lr {config.lr / 10:g})"]
-        cures += ["--clip norm:1.0"] * (config.clip is None) + ["--precision bfloat16"] * (config.precision == "float16")
-        cures += ["--on-nonfinite skip where the data is to blame"] * (config.on_nonfinite == "halt")
+        cures = [f"a lower rate (`lr` {config.lr / 10:g})"]
+        cures += ["`clip` norm:1.0"] * (config.clip is None) + ["`precision` bfloat16"] * (config.precision == "float16")
+        cures += ["`on_nonfinite` skip where the data is to blame"] * (config.on_nonfinite == "halt")
         return f"Try a new run with {', or '.join(cures)}"
 
 

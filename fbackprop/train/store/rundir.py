@@ -33,7 +33,7 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
     with writing(Path(out or "runs")):
         directory = Path(out) if out else _numbered(Path("runs"), re.sub(r"[^\w.-]+", "-", Path(config.model).name), resume)
         if directory.exists() and not directory.is_dir():
-            raise Problem(f"{directory}: expected a directory or nothing, got a file. Give --out another name")
+            raise Problem(f"{directory}: expected a directory or nothing, got a file. Give `out` another name")
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
             if not (resume and (directory / CONFIG).exists()):
@@ -68,7 +68,7 @@ def expect_config(where: Path, had: dict[str, Any], config: TrainConfig) -> None
     for name in {**now, **had}:
         if name not in MAY_CHANGE and had.get(name) != now.get(name):
             shown = [repr(table[name]) if name in table else "nothing" for table in (had, now)]
-            raise Problem(f"{where}: {name}: expected {shown[0]}, as the run began, found {shown[1]}. Give the same, or --out "
+            raise Problem(f"{where}: {name}: expected {shown[0]}, as the run began, found {shown[1]}. Give the same, or `out` "
                           "another name for another run")
 
 
@@ -89,7 +89,7 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give --out another name"
+        raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give `out` another name"
                      ) from error
     try:
         yield
@@ -100,10 +100,10 @@ def _locked(directory: Path) -> Iterator[None]:
 def _expect_empty(directory: Path, force: bool, resume: bool) -> None:
     if not force and any(file.name not in (LOCK, f"{CONFIG}.tmp") for file in directory.iterdir()):
         if resume:
-            raise Problem(f"{directory / CONFIG}: expected it, as every run has one, found none. Give --out a run's directory, "
+            raise Problem(f"{directory / CONFIG}: expected it, as every run has one, found none. Give `out` a run's directory, "
                           "or another name for a new run")
-        raise Problem(f"{directory}: expected an empty or new directory, it holds files. Give --out another name, --resume to "
-                      "go on with the run in it, or --force to replace it")
+        raise Problem(f"{directory}: expected an empty or new directory, it holds files. Give `out` another name, `resume` to "
+                      "go on with the run in it, or `force` to replace it")
 
 
 def _numbered(parent: Path, name: str, resume: bool) -> Path:
@@ -156,4 +156,4 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise FileProblem(f"{error.filename or path}: cannot be written: {error.strerror or error}. "
-                          "Check the path, its permissions and the space left, or give --out another place") from error
+                          "Check the path, its permissions and the space left, or give `out` another place") from error

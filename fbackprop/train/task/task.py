@@ -20,7 +20,7 @@ from ...losses.weight import Weight, batch_size
 from .config import PRESETS, TrainConfig
 
 TEMPLATE = ("def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it; "
-            "a fourth, weight(batch), for --accumulate where a batch does not weigh its size")
+            "a fourth, weight(batch), for `accumulate` where a batch does not weigh its size")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def own_task(config: TrainConfig, made: Any = None) -> Task:
     Raises Problem for a name, a file or a function that is not what it should be.
     """
     if config.data is not None:
-        raise Problem(f"--data: {config.model} makes its own batches. Leave --data out")
+        raise Problem(f"`data`: {config.model} makes its own batches. Leave `data` out")
     made = call(config.model) if made is None else made
     ok = isinstance(made, tuple) and len(made) in (3, 4)
     if not ok or not isinstance(made[0], Layer) or not isinstance(made[1], Layer | None) or not all(map(callable, made[2:])):
