@@ -35,7 +35,7 @@ from fbackprop import (
     value_and_grad,
 )
 from fbackprop.data import digits, text
-from fbackprop.layer import merge, paths
+from fbackprop.params import merge, paths
 
 STEPS, EVERY = 300, 20  # of a run; a probe every so many
 OPTIMIZERS = {"sgd": optax.identity(), "momentum": optax.trace(0.9), "adam": optax.scale_by_adam()}

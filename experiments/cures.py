@@ -44,7 +44,7 @@ from fbackprop import (
     update,
     value_and_grad,
 )
-from fbackprop.layer import paths
+from fbackprop.params import paths
 from fbackprop.report.figures import CYCLE
 
 XAVIER = jax.nn.initializers.glorot_uniform()

@@ -25,7 +25,7 @@ from digit_runs import accuracy, order, small_digits, start, trained
 from lab import Lab, main
 
 from fbackprop import Layer, chain, dense, flatten, relu, repeat, softmax_cross_entropy, value_and_grad
-from fbackprop.layer import paths
+from fbackprop.params import paths
 from fbackprop.report.figures import CYCLE, smooth
 
 STARTS = {"He, n var = 2": 1.0, "Xavier, n var = 1": 0.5**0.5}

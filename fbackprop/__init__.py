@@ -13,7 +13,8 @@ from .moved import Moved
 __version__ = "0.1.0"
 
 _HOME = {
-    "layer": "Layer State Next Static split merge paths graft",
+    "layer": "Layer",
+    "params": "State Next Static split merge paths graft",
     "facts": "CellRule Scan Tuning",
     "compose": "chain skip objective",
     "transform": "map_layers map_layers_with_path replace_rules inference",

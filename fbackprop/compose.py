@@ -12,7 +12,8 @@ from jax import tree_util
 from .checks import at, expect, expect_like
 from .dtypes import is_floating
 from .facts import Scan
-from .layer import Hidden, Layer, Tree
+from .layer import Layer
+from .params import Hidden, Tree
 
 
 def chain(*layers: Layer) -> Layer:

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from .checks import expect, expect_like
 from .compose import objective
 from .dtypes import canonical, combine, is_floating, partition
-from .layer import Layer, Tree, is_carried, join, merge, split
+from .layer import Layer
+from .params import Tree, is_carried, join, merge, split
 from .transform import Rewrite, with_rules
 
 

@@ -1,10 +1,10 @@
-"""The contract: a Layer is a forward, a backward and an init; what it carries besides weights stands in State.
+"""The contract: a Layer is a forward, a backward and an init.
 
     forward   (params, x) -> (y, residuals)
     backward  (params, residuals, dy) -> (dparams, dx)
 
 `x y params residuals` are pytrees. `params` go into `backward` again, so weights are never residuals. The cotangent of an
-integer or bool leaf is None. In `dparams` a `State(value)` has become `Next(value)`: its successor, not a gradient.
+integer or bool leaf is None. What a layer carries besides weights is State: see params.py.
 """
 
 from __future__ import annotations
@@ -12,23 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from types import NoneType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias, final
 
-import chex
 import jax
-from jax import tree_util
 
-from .checks import expect, show
+from .checks import expect
 from .facts import CellRule, Option, Scan, Tuning, Written
-
-Tree: TypeAlias = chex.ArrayTree
-
+from .params import Tree
 
 Role: TypeAlias = Literal["", "observes", "records", "freezes"]
-FIELD_TYPES: dict[str, tuple[type, ...]] = {}  # of the optional fields, by name
-FIELD_WORDS = {"parts": "a tuple of Layers", "inference": "a Layer or None", "tuning": "a Tuning or None",
-               "scan": "a Scan or None", "cell": "a CellRule or None", "places": "a tuple of words, one a part, or None"}
 
 
 @final
@@ -58,12 +51,7 @@ class Layer:
     _before: SimpleNamespace | None = field(default=None, repr=False, compare=False)  # the fields that replace() was given
 
     def __post_init__(self) -> None:
-        expect(isinstance(self.kind, str) and self.kind != "", "Layer kind", "a word", repr(self.kind),
-               'Write Layer("dense", init, forward, backward)', TypeError)
-        for name, wanted in FIELD_TYPES.items():
-            value = getattr(self, name)
-            ok = isinstance(value, wanted) and (name != "parts" or all(isinstance(part, Layer) for part in self.parts))
-            expect(ok, f"{name} of {self.kind}", FIELD_WORDS[name], repr(value), error=TypeError)
+        _expect_fields(self)
         facts = dict(zip(("kind", "options"), _read_call(self.kind, self.options)))
         if self._before is not None:
             facts |= _kept_facts(self._before, self)
@@ -90,8 +78,16 @@ class Layer:
         return self.name
 
 
-FIELD_TYPES |= {"parts": (tuple,), "inference": (Layer, NoneType), "tuning": (Tuning, NoneType), "scan": (Scan, NoneType),
-                "cell": (CellRule, NoneType), "places": (tuple, NoneType)}
+def _expect_fields(layer: Layer) -> None:
+    """Raises TypeError for a field of the wrong type."""
+    expect(isinstance(layer.kind, str) and layer.kind != "", "Layer kind", "a word", repr(layer.kind),
+           'Write Layer("dense", init, forward, backward)', TypeError)
+    parts = isinstance(layer.parts, tuple) and all(isinstance(part, Layer) for part in layer.parts)
+    expect(parts, f"parts of {layer.kind}", "a tuple of Layers", repr(layer.parts), error=TypeError)
+    for name, wanted in (("inference", Layer), ("tuning", Tuning), ("scan", Scan), ("cell", CellRule), ("places", tuple)):
+        value = getattr(layer, name)
+        ok = value is None or isinstance(value, wanted)
+        expect(ok, f"{name} of {layer.kind}", f"a {wanted.__name__} or None", repr(value), error=TypeError)
 
 
 def _read_call(kind: str, options: Any) -> tuple[str, tuple[Option, ...]]:
@@ -161,116 +157,3 @@ def wrapper(part: Layer, kind: str, rebuild: Callable[[Layer], Layer], forward: 
     scan, cell = (part.scan, part.cell) if role == "observes" else (None, part.cell and CellRule(part.cell.start))
     return Layer(kind, init or part.init, forward, backward, options, parts=(part,), places=("",), cell=cell, scan=scan,
                  role=role, rebuild=lambda parts: rebuild(parts[0]))
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """A key that `paths` leaves out: told by its type, never by its name."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return f".{self.name}"
-
-
-class _Carried:
-    """A node with one child, `value`, that no optimizer touches."""
-
-    def __init__(self, value: Tree) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({show(self.value)})"
-
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Hidden, Tree]], None]:
-        return ((Hidden("value"), self.value),), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Tree]) -> _Carried:
-        return cls(*children)
-
-
-@tree_util.register_pytree_with_keys_class
-class State(_Carried):
-    """In `params`: a leaf that is carried, not trained (a dropout key, running statistics)."""
-
-
-@tree_util.register_pytree_with_keys_class
-class Next(_Carried):
-    """In what `backward` returns: the successor of a State. Another node type on purpose: `params - lr * grads` raises."""
-
-
-@tree_util.register_pytree_with_keys_class
-@dataclass(frozen=True, eq=False)
-class Wrapped:
-    """Params of a wrapper that needs some of its own: paths show what is inside as if nothing were around it."""
-
-    inner: Tree
-    own: Tree
-
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Hidden, Tree], ...], None]:
-        return ((Hidden("inner"), self.inner), (Hidden("own"), self.own)), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Tree, Tree]) -> Wrapped:
-        return cls(*children)
-
-
-@tree_util.register_static
-@dataclass(frozen=True)
-class Static:
-    """A residual that is no array (a shape, an axis): part of the tree's structure, constant under jit. Hashable."""
-
-    value: Any
-
-
-def is_carried(node: Any) -> bool:
-    return isinstance(node, _Carried)
-
-
-def split(tree: Tree) -> tuple[Tree, Tree]:
-    """params -> (trainable, state), or grads -> (gradients, next): whole structure each, None for the other's leaves."""
-    trained = jax.tree.map(lambda n: None if is_carried(n) else n, tree, is_leaf=is_carried)
-    carried = jax.tree.map(lambda n: n if is_carried(n) else None, tree, is_leaf=is_carried)
-    return trained, carried
-
-
-def join(trained: Tree, carried: Tree) -> Tree:
-    stop = lambda n: n is None or is_carried(n)
-    return jax.tree.map(lambda t, c: t if c is None else c, trained, carried, is_leaf=stop)
-
-
-def merge(trainable: Tree, state: Tree) -> Tree:
-    """The inverse of `split` for params; `state` may hold State or Next, the result holds State."""
-    return join(trainable, jax.tree.map(lambda n: State(n.value), state, is_leaf=is_carried))
-
-
-def paths(tree: Tree) -> dict[str, Any]:
-    """Every leaf by its path, in order: `{"0/w": ..., "0/b": ...}`; what State, Next and Wrapped add to a path is left out."""
-    return {path: leaf for path, leaf in named_leaves(tree) if leaf is not None}
-
-
-def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] = lambda n: n is None) -> list[tuple[str, Any]]:
-    """(path, leaf) of every leaf and, with None for a leaf, of every empty place; or of what `is_leaf` stops at."""
-    def name(key: Any) -> str:
-        return str(next(getattr(key, field) for field in ("key", "idx", "name") if hasattr(key, field)))
-
-    leaves = tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return [("/".join(name(key) for key in keys if not isinstance(key, Hidden)), leaf) for keys, leaf in leaves]
-
-
-def graft(params: Tree, into: Tree) -> Tree:
-    """`into` with every leaf that `params` also has, by path: carries weights to a rewritten net.
-
-    Raises ValueError when a leaf has another shape or dtype there, or when no path agrees.
-    """
-    have = paths(params)
-    shared = [path for path in paths(into) if path in have]
-    expect(bool(shared) or not have, "graft", f"a path among {list(have)[:5]}", f"{list(paths(into))[:5]}")
-    leaves, treedef = jax.tree.flatten(into)
-    grafted = []
-    for path, leaf in zip(paths(into), leaves):
-        new = have.get(path, leaf)
-        expect(show(new) == show(leaf), f"graft {path}", show(leaf), new)
-        grafted.append(new)
-    return jax.tree.unflatten(treedef, grafted)

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from .checks import expect
 from .dtypes import is_floating
-from .layer import Layer, Static, Tree, is_carried, wrapper
+from .layer import Layer, wrapper
+from .params import Static, Tree, is_carried
 from .transform import map_layers_with_path
 
 Cast = Callable[[Tree], Tree]

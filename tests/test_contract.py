@@ -42,7 +42,7 @@ from fbackprop import (
     value_and_grad,
     vjp,
 )
-from fbackprop.layer import is_carried, join
+from fbackprop.params import is_carried, join
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -19,6 +19,7 @@ ROOT = Path(fbackprop.__file__).parent
 RANKS = (
     ("errors", "dtypes", "facts", "jaxprs", "moved"),
     ("checks", "data"),
+    ("params",),
     ("layer",),
     ("compose", "transform"),
     ("gradients", "precision", "tuning"),

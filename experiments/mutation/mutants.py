@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from fbackprop.dtypes import partition
-from fbackprop.layer import Layer, Tree, split
+from fbackprop.layer import Layer
+from fbackprop.params import Tree, split
 from fbackprop.verify.cases import Case
 from fbackprop.verify.check import draw_params
 from fbackprop.verify.oracles import Evidence, Oracles, Point, quick_jit

@@ -15,11 +15,12 @@ import numpy as np
 from ..compose import objective
 from ..gradients import auto_value_and_grad, predict, value_and_grad
 from ..jaxprs.flops import count_flops
-from ..layer import Layer, Next, State, Tree, Wrapped, split, wrapper
+from ..layer import Layer, wrapper
 from ..layers.function import from_function
 from ..observe.record import Record, beside_records, records
 from ..observe.summary import Row, summarize
 from ..observe.taps import tap
+from ..params import Next, State, Tree, Wrapped, split
 from ..transform import map_layers, map_layers_with_path
 from ..verify.gradient_error import gradient_error
 

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ..checks import expect, show
 from ..errors import Problem
 from ..gradients import ValueAndGrad
-from ..layer import Tree
+from ..params import Tree
 
 AXIS = "batch"
 CPUS = "jax_num_cpu_devices"

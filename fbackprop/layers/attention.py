@@ -38,7 +38,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import Tuning, given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from ..tuning import halves
 
 FEW = 4  # tiles that are written out

@@ -27,7 +27,8 @@ from ..checks import at, expect, expect_floating, expect_params
 from ..compose import expect_parts
 from ..dtypes import wide
 from ..facts import given
-from ..layer import Layer, Static, Tree
+from ..layer import Layer
+from ..params import Static, Tree
 
 
 def _init_each(layers: tuple[Layer, ...], key: jax.Array, xs: Any) -> Tree:

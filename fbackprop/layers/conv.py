@@ -33,7 +33,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide, wide_dtype
 from ..facts import given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from .kernels.windows import Sizes, Windows, added, checked_padding, per_axis, windows
 from .rewire import after
 

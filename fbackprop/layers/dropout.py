@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
 from ..facts import given
-from ..layer import Layer, Next, State, Tree, twinned
+from ..layer import Layer, twinned
+from ..params import Next, State, Tree
 
 
 def dropout(rate: float) -> Layer:

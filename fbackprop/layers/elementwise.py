@@ -39,7 +39,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
 from ..facts import Option, given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 
 
 class Function(NamedTuple):

@@ -26,7 +26,8 @@ import jax.numpy as jnp
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from .dense import Initializer
 
 INIT = jax.nn.initializers.normal(0.02)  # small against what the layers behind add: Radford et al. 2018, section 4.1

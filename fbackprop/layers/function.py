@@ -20,7 +20,8 @@ import jax
 
 from ..dtypes import combine, partition
 from ..facts import Option
-from ..layer import Layer, Next, Tree, is_carried, join, merge, split
+from ..layer import Layer
+from ..params import Next, Tree, is_carried, join, merge, split
 
 Function = Callable[[Tree, Any], Any]
 

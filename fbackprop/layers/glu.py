@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from .dense import Initializer, weight_gradient
 from .elementwise import TABLE
 

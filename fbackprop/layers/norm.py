@@ -29,7 +29,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import Option, given
-from ..layer import Layer, Next, State, Tree, twinned
+from ..layer import Layer, twinned
+from ..params import Next, State, Tree
 from .rewire import after
 
 Axes = tuple[int, ...]

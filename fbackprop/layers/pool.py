@@ -33,7 +33,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
 from ..facts import Option, given
-from ..layer import Layer, Static, Tree
+from ..layer import Layer
+from ..params import Static, Tree
 from .kernels.windows import Windows, added, checked_padding, per_axis, windows
 from .rewire import after
 

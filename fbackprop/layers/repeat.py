@@ -24,7 +24,8 @@ from jax import lax
 from ..checks import at, expect_like, expect_whole
 from ..compose import expect_layers, expect_parts
 from ..facts import Option, Scan
-from ..layer import Layer, Static, Tree
+from ..layer import Layer
+from ..params import Static, Tree
 
 
 def repeat(layer: Layer, n: int, unroll: bool = False) -> Layer:

@@ -23,7 +23,8 @@ from jax import lax
 
 from ..checks import expect, show
 from ..dtypes import is_floating
-from ..layer import Layer, Next, State, Tree, Wrapped, merge, named_leaves, paths, split, wrapper
+from ..layer import Layer, wrapper
+from ..params import Next, State, Tree, Wrapped, merge, named_leaves, paths, split
 
 BARRIERS_FALL = jax.__version_info__ < (0, 11)  # later ones keep them on a CPU, where the zero would cost a copy of x
 

@@ -28,7 +28,8 @@ import numpy as np
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import is_floating, wide
 from ..facts import Option, given
-from ..layer import Layer, Static, Tree
+from ..layer import Layer
+from ..params import Static, Tree
 
 Shape = tuple[int, ...]
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 
 Function = Callable[..., jax.Array]
 

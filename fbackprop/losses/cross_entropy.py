@@ -29,7 +29,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import is_floating, wide
 from ..facts import given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from .inputs import check_options, class_numbers, expect_array, inverse, is_index, no_params, several
 
 

@@ -25,7 +25,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
 from ..facts import Option, given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from .inputs import no_params, several
 
 Function = Callable[[jax.Array], jax.Array]

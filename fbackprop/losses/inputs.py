@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import expect
-from ..layer import Tree
+from ..params import Tree
 
 
 def no_params(key: jax.Array, batch: Any) -> Tree:

@@ -35,7 +35,8 @@ from jax import lax
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import Tuning, given
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from ..tuning import halves
 from .cross_entropy import column
 from .inputs import check_options, class_numbers, expect_array, inverse, is_index, several

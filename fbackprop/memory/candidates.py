@@ -13,7 +13,8 @@ from jax.extend.core import Literal
 
 from ..gradients import predict
 from ..jaxprs.flops import count_flops
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from ..transform import map_layers_with_path
 from .schedule import Schedule, can_stand, every, length, steps_of
 

@@ -22,7 +22,8 @@ from ..distributed.mesh import data_parallel, split_over, whole_on
 from ..facts import Setting
 from ..gradients import value_and_grad
 from ..jaxprs.flops import flops_of, traffic_of
-from ..layer import Layer, Tree
+from ..layer import Layer
+from ..params import Tree
 from ..transform import map_layers_with_path
 from ..tuning import with_settings
 from .candidates import Site, sites_of

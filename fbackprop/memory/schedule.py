@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from ..checks import expect, expect_whole
 from ..compose import chain
 from ..facts import Option, Scan
-from ..layer import Layer, Tree
+from ..layer import Layer
 from ..layers.repeat import repeat
 from ..layers.rewire import checkpoint
+from ..params import Tree
 from ..transform import inside, map_layers_with_path
 
 Schedule: TypeAlias = "tuple[int | Schedule, ...]"

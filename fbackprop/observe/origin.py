@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..dtypes import is_floating
-from ..layer import Tree, paths
+from ..params import Tree, paths
 from .reading import Reading, turn
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from ..checks import expect
 from ..dtypes import is_floating
 from ..gradients import value_and_grad
-from ..layer import Layer, Tree, graft, paths, split
+from ..layer import Layer
+from ..params import Tree, graft, paths, split
 from ..transform import map_layers, map_layers_with_path
 from .reading import COLUMNS, SATURATED, SHARES, Reading, of_records
 from .record import Record, beside_records, recording, records

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import Tree
+from ..params import Tree
 from .record import Record, records
 
 # Per tree: how many numbers; the sum of their squares over the square of the largest, so that neither 1e-30 nor 1e30 is lost

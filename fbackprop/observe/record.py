@@ -16,7 +16,8 @@ from jax import tree_util
 from ..checks import expect
 from ..compose import objective
 from ..gradients import value_and_grad
-from ..layer import Layer, Next, State, Tree, Wrapped, graft, named_leaves, wrapper
+from ..layer import Layer, wrapper
+from ..params import Next, State, Tree, Wrapped, graft, named_leaves
 from ..transform import core, replace_rules
 
 

@@ -11,7 +11,8 @@ import jax
 
 from ..checks import show
 from ..compose import objective
-from ..layer import Layer, Tree, paths
+from ..layer import Layer
+from ..params import Tree, paths
 from .taps import tap
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from ..layer import Layer, Tree, wrapper
+from ..layer import Layer, wrapper
+from ..params import Tree
 from ..transform import map_layers_with_path
 
 KIND = "tap"

@@ -17,7 +17,8 @@ from matplotlib.image import AxesImage
 
 from ..errors import Problem
 from ..gradients import value_and_grad
-from ..layer import Layer, paths, split
+from ..layer import Layer
+from ..params import paths, split
 from ..train.store.checkpoint import Stored, fill, read
 from ..train.store.rundir import CHECKPOINTS
 from ..train.store.saver import files

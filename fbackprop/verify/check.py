@@ -12,8 +12,9 @@ import numpy as np
 
 from ..compose import objective
 from ..dtypes import is_floating
-from ..layer import Layer, Tree, is_carried, merge, split
+from ..layer import Layer
 from ..observe.taps import tap
+from ..params import Tree, is_carried, merge, split
 from .oracles import Oracles, Point
 from .planted import nearest_bug
 from .subject import Subject, WrongStructure, cast, function_subject, layer_subject

@@ -12,7 +12,8 @@ from jax import lax
 
 from ..dtypes import is_floating
 from ..gradients import auto_value_and_grad, value_and_grad
-from ..layer import Layer, Tree, merge, paths, split
+from ..layer import Layer
+from ..params import Tree, merge, paths, split
 from .verdict import SAFETY, TOLERANCE
 
 DRAWS = 3

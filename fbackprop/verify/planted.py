@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..layer import Layer, Tree
+from ..layer import Layer
 from ..layers.function import from_function
+from ..params import Tree
 from ..transform import replace_rules
 from .cases import KIND_BUGS
 from .cases.case import Wrong, right

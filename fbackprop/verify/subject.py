@@ -17,7 +17,8 @@ import numpy as np
 
 from ..checks import expect, show
 from ..dtypes import combine, is_floating, partition, same_structure
-from ..layer import Layer, Next, Tree, is_carried, merge, paths, split
+from ..layer import Layer
+from ..params import Next, Tree, is_carried, merge, paths, split
 
 Vector = Any
 

@@ -12,7 +12,7 @@ from itertools import repeat
 import jax
 import numpy as np
 
-from ..layer import Tree, merge, split
+from ..params import Tree, merge, split
 from .cases import CASES, Case
 from .check import check_point, draw, draw_params
 from .oracles import Oracles, Point

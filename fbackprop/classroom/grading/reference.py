@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ...layer import Layer, Tree
+from ...layer import Layer
+from ...params import Tree
 from ...verify.check import draw, draw_params
 from ...verify.oracles import Evidence, Oracles, Point
 from ...verify.planted import named_mistakes

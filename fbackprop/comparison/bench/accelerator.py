@@ -16,7 +16,7 @@ import numpy as np
 from ...distributed.mesh import data_parallel, devices, replicate, shard
 from ...gradients import value_and_grad
 from ...jaxprs.flops import count_flops
-from ...layer import Tree, split
+from ...params import Tree, split
 from ...verify.cases import CASES, Case
 from ...verify.check import draw_params
 from ...verify.oracles import Point, quick_jit

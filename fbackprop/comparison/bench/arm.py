@@ -25,7 +25,7 @@ import optax
 from ...errors import Problem
 from ...gradients import auto_value_and_grad, value_and_grad
 from ...jaxprs.flops import count_flops
-from ...layer import Tree, merge, split
+from ...params import Tree, merge, split
 from ..costs import apart
 from .idiomatic import IDIOMS
 from .own import checkpointed

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ...layer import Next, State, Tree
+from ...params import Next, State, Tree
 
 Loss = Callable[[Tree, Tree, Any], tuple[jax.Array, Tree]]
 KEPT = jax.checkpoint_policies

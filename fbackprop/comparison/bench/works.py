@@ -19,13 +19,14 @@ import jax.numpy as jnp
 
 from ...compose import objective
 from ...errors import Problem
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...losses.cross_entropy import softmax_cross_entropy
 from ...models.convnet import convnet
 from ...models.gpt import gpt
 from ...models.lstm import lstm_classifier
 from ...models.mlp import mlp
 from ...models.resnet import resnet
+from ...params import Tree
 from ...precision import PRECISIONS, with_precision
 
 FULL = "all kept"  # the setting every work has: the net as its maker gives it

@@ -25,7 +25,8 @@ from jax import lax
 from ...checks import expect, expect_params
 from ...dtypes import wide_dtype
 from ...facts import CellRule, Option
-from ...layer import Layer, Tree
+from ...layer import Layer
+from ...params import Tree
 
 
 def as_cell(kind: str, features: int, init: Callable, forward: Callable, rule: CellRule) -> Layer:

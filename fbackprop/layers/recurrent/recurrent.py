@@ -24,7 +24,8 @@ from jax import lax
 from ...checks import at, expect, expect_floating
 from ...compose import expect_layers, expect_parts
 from ...facts import Scan, given
-from ...layer import Layer, Static, Tree
+from ...layer import Layer
+from ...params import Static, Tree
 from ..repeat import restore, scan_keeping
 from .cells import halves_of, rule_of
 

@@ -31,7 +31,8 @@ from jax import lax
 from ...checks import at, expect, expect_floating, expect_whole
 from ...compose import chain, expect_parts
 from ...facts import Option, Scan, Setting, Tuning, given
-from ...layer import Layer, Tree, join, split
+from ...layer import Layer
+from ...params import Tree, join, split
 from ...transform import core
 from ...tuning import halves
 from ..repeat import restore, scan_keeping, set_apart

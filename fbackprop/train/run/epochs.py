@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import Problem
-from ...layer import Tree
+from ...params import Tree
 from ...verify.gradient_error import gradient_error
 from ..task.config import TrainConfig
 from ..task.task import Task

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from ...compose import objective
 from ...gradients import predict
-from ...layer import Layer, Tree
+from ...layer import Layer
+from ...params import Tree
 from ...transform import inference, map_layers_with_path, parts_with_path
 from ..task.task import Task
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ...errors import Failure, Interrupted, Problem
-from ...layer import Tree
+from ...params import Tree
 from ..monitor.alerts import Alert, Thresholds
 from ..monitor.monitor import Monitor
 from ..step.optimizer import optimizer

@@ -17,9 +17,9 @@ from jax import lax
 from ...checks import expect, show
 from ...dtypes import partition, wide, wide_dtype
 from ...gradients import ValueAndGrad
-from ...layer import Next, Tree, is_carried, join, merge, split
 from ...losses.inputs import inverse
 from ...losses.weight import Weight, batch_size
+from ...params import Next, Tree, is_carried, join, merge, split
 
 
 def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> ValueAndGrad:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from ...layer import Tree, named_leaves
+from ...params import Tree, named_leaves
 from ..task.config import TrainConfig
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...dtypes import is_floating
-from ...layer import Tree, is_carried, split
+from ...params import Tree, is_carried, split
 
 
 class LossScale(NamedTuple):

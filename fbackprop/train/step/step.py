@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ...gradients import ValueAndGrad
-from ...layer import Tree, merge, split
+from ...params import Tree, merge, split
 
 Metrics = dict[str, jax.Array]
 Step = Callable[[Tree, Any, Any], tuple[Tree, Any, Metrics]]

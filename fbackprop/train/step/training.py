@@ -12,7 +12,7 @@ from jax import lax
 
 from ...dtypes import is_floating
 from ...gradients import ValueAndGrad
-from ...layer import Tree, paths, split
+from ...params import Tree, paths, split
 from .scaling import LossScale, adjust, unscale
 from .step import Metrics, apart, updated
 

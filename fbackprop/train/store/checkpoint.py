@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...errors import FileProblem, Problem
-from ...layer import Tree, named_leaves
+from ...params import Tree, named_leaves
 
 FORMAT = 1
 SEAL, DIGITS = b"sha256 ", 64  # the zip comment: these bytes, then the digest of all before it in hexadecimal

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ...layer import Tree
+from ...params import Tree
 from ..task.config import TrainConfig
 from . import checkpoint
 from .rundir import CHECKPOINTS, config_hash, expect_config, fixed, writing

@@ -14,8 +14,9 @@ from ...compose import objective
 from ...distributed.mesh import data_parallel, devices, replicate, shard
 from ...errors import Problem
 from ...gradients import ValueAndGrad, auto_value_and_grad, value_and_grad
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...memory.planner import planned, temp_bytes_on, with_plan
+from ...params import Tree
 from ...precision import PRECISIONS, with_precision
 from ..step.accumulation import accumulate, microbatches
 from .config import TrainConfig, memory_bytes

@@ -9,8 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.attention import attention
+from ...params import Tree
 from .case import Bugs, Case, Draw, Wrong, normal, options_of, right
 
 

@@ -7,12 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from ... import compose
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.branch import add, concat, dot, fan_out, parallel
 from ...layers.dense import dense
 from ...layers.elementwise import identity, sigmoid, tanh
 from ...layers.repeat import repeat
 from ...layers.rewire import checkpoint, frozen, tied
+from ...params import Tree
 from .case import Bugs, Case, Draw, normal, right
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ... import _MODULE_OF
-from ...layer import Layer, Tree
+from ...layer import Layer
+from ...params import Tree
 
 Wrong = Callable[[Layer, Tree, Any, Any], tuple[Tree, Any]]  # (right layer, params, x, dy) -> (dparams, dx)
 Bugs = dict[str, dict[str, Wrong]]  # kind of layer -> description -> mistake

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ... import compose
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.dense import dense
 from ...layers.elementwise import tanh
+from ...params import Tree
 from .case import Bugs, Case, normal, right
 
 CASES: tuple[Case, ...] = (

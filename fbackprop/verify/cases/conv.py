@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from ...gradients import predict
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.conv import conv1d, conv2d
+from ...params import Tree
 from .case import Bugs, Case, Wrong, call, normal, right
 
 CASES: tuple[Case, ...] = (

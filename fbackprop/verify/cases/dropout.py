@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...layer import Layer, Next, State, Tree
+from ...layer import Layer
 from ...layers.dropout import dropout
+from ...params import Next, State, Tree
 from .case import Bugs, Case, normal, right
 
 _off = dropout(0.5).inference

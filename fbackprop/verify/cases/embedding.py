@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.embedding import embedding, learned_positions, rotary
+from ...params import Tree
 from .case import Bugs, Case, Draw, normal, right
 
 

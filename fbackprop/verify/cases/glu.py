@@ -7,9 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.glu import geglu, swiglu
 from ...layers.softmax import log_softmax
+from ...params import Tree
 from .case import Bugs, Case, Wrong, normal, right
 
 CASES: tuple[Case, ...] = (

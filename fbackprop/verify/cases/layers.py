@@ -7,11 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.dense import dense
 from ...layers.function import from_function
 from ...layers.shape import flatten
 from ...layers.softmax import softmax
+from ...params import Tree
 from .case import Bugs, Case, Draw, normal
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from ... import losses
 from ...dtypes import is_floating
-from ...layer import Layer, Tree
+from ...layer import Layer
+from ...params import Tree
 from ...transform import inference
 from .case import Bugs, Case, Draw, Wrong, options_of, right
 

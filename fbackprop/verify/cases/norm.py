@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from ...compose import chain
-from ...layer import Layer, State, Tree
+from ...layer import Layer
 from ...layers.dense import dense
 from ...layers.norm import batch_norm, group_norm, layer_norm, rms_norm
+from ...params import State, Tree
 from .case import Bugs, Case, Wrong, normal, options_of, right
 
 _running = batch_norm().inference

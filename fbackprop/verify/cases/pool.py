@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
+from ...params import Tree
 from .case import Bugs, Case, Draw, Wrong, normal, right
 from .conv import as_if, remade
 

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.recurrent.cells import gru_cell, lstm_cell, rnn_cell
 from ...layers.recurrent.recurrent import recurrent
 from ...layers.recurrent.rnn import gru, lstm, rnn
+from ...params import Tree
 from .case import Bugs, Case, Draw, Wrong, normal, options_of, right
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from ...layer import Layer, Tree
+from ...layer import Layer
 from ...layers.shape import flatten, reshape, scale, take_last, transpose
+from ...params import Tree
 from .case import Bugs, Case, normal, right
 
 CASES: tuple[Case, ...] = (
