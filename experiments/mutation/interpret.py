@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.extend import core
+
+from fbackprop.jaxprs.walk import branches_here
 
 from .mutations import CALLS, bind
 
@@ -31,15 +32,8 @@ def equations(jaxpr: Any, path: tuple[int, ...] = (), floats: bool = False) -> I
         if not floats or jnp.issubdtype(eqn.outvars[0].aval.dtype, jnp.floating):
             yield (*path, i), eqn, jaxpr.constvars
         for b, body in enumerate(_bodies(eqn)):
-            if b not in _elsewhere(eqn):
+            if eqn.primitive.name != "cond" or b in branches_here(eqn):
                 yield from equations(body.jaxpr, (*path, i, b), floats or eqn.primitive.name == "while")
-
-
-def _elsewhere(eqn: Any) -> list[int]:
-    """The branches that run on another kind of device."""
-    platforms = eqn.params.get("branches_platforms") or ()
-    mine = [b for b, names in enumerate(platforms) if names is None or jax.default_backend() in names]
-    return [b for b in range(len(platforms)) if b not in mine[:1]]
 
 
 def _bodies(eqn: Any) -> list[Any]:

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
-from jax.interpreters import partial_eval
+
+from .walk import body_of, branches_here, live
 
 MOVES = {
     "reshape", "transpose", "broadcast_in_dim", "slice", "dynamic_slice", "dynamic_update_slice", "gather", "concatenate",
@@ -41,24 +42,17 @@ def traffic_of(jaxpr: Any) -> int:
 
 
 def _total(jaxpr: Any, of: Callable[[Any], int]) -> int:
-    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return sum(_of_equation(eqn, of) for eqn in jaxpr.eqns)
+    return sum(_of_equation(eqn, of) for eqn in live(jaxpr).eqns)
 
 
 def _of_equation(eqn: Any, of: Callable[[Any], int]) -> int:
     name, params = eqn.primitive.name, eqn.params
     if name == "cond":
-        costs = [_total(branch.jaxpr, of) for branch in params["branches"]]
-        platforms = params.get("branches_platforms")  # of a platform_dependent: the first that fits runs, None fits all
-        here = platforms and [cost for cost, names in zip(costs, platforms) if names is None or jax.default_backend() in names]
-        return here[0] if here else max(costs)
+        return max(_total(params["branches"][i].jaxpr, of) for i in branches_here(eqn))
     if name == "while":
         return _total(params["body_jaxpr"].jaxpr, of)
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in params:
-            body = params[key]
-            return params.get("length", 1) * _total(getattr(body, "jaxpr", body), of)
-    return of(eqn)
+    body = body_of(eqn)
+    return of(eqn) if body is None else params.get("length", 1) * _total(body, of)
 
 
 def _flops(eqn: Any) -> int:

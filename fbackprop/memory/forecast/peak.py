@@ -15,10 +15,9 @@ from math import prod
 from operator import add
 from typing import Any
 
-import jax
 from jax.extend.core import Literal
-from jax.interpreters import partial_eval
 
+from ...jaxprs.walk import body_of, branches_here, live, scan_counts
 from ...layers.rewire import BARRIERS_FALL
 from .order import listed
 from .traced import CHEAP, MANY, MOVED, UPDATES, Equation, Value, can_fuse
@@ -35,7 +34,7 @@ class Buffer:
 
 def peak_of(jaxpr: Any) -> int:
     """The most bytes held at a time beside arguments and results."""
-    return _Program(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)[0]).peak()
+    return _Program(live(jaxpr, instantiate=True)).peak()
 
 
 class _Program:
@@ -183,7 +182,7 @@ def _placed(buffers: list[Buffer], own: list[Buffer]) -> list[Buffer]:
 def _replaced(equation: Equation, number: int) -> Iterable[Value]:
     """The buffers in whose place the output of that number may come."""
     if equation.name == "scan":
-        carry = number < _counts(equation.params)[1]
+        carry = number < scan_counts(equation.params)[1]
         return [root for value in equation.inputs for root in value.aligned] if carry else ()
     value = equation.outputs[number]
     product = value.slim and any(reader.name == "dot_general" for reader in value.readers)
@@ -200,39 +199,28 @@ def _is_of_a_number(equation: Equation) -> bool:
 
 def _is_early(equation: Equation, value: Value) -> bool:
     if equation.name == "scan":
-        return value in equation.outputs[_counts(equation.params)[1]:]
+        return value in equation.outputs[scan_counts(equation.params)[1]:]
     return equation.name == "broadcast_in_dim" and not equation.inputs and all(e.name == "scan" for e in value.readers)
 
 
 def _inside(name: str, params: Any) -> int:
     """What a loop holds beside what goes in and comes out."""
     if name == "scan":
-        return max(0, _Program(params["jaxpr"].jaxpr, *_counts(params), params["length"]).peak())
+        return max(0, _Program(params["jaxpr"].jaxpr, *scan_counts(params), params["length"]).peak())
     if name == "while":
         body, constants = params["body_jaxpr"].jaxpr, params["body_nconsts"]
         return max(0, _Program(body, constants, len(body.invars) - constants).peak())
     return 0
 
 
-def _counts(scan: Any) -> tuple[int, int]:
-    """Of constants and of carries; jax 0.12 keeps them in a tree."""
-    if "num_carry" in scan:
-        return scan["num_consts"], scan["num_carry"]
-    constants, carries, _ = map(len, scan["ft_in"].unpack())
-    return constants, carries
-
-
 def _called(eqn: Any) -> tuple[Any, int]:
     """The jaxpr that runs in place of `eqn`, and how many inputs come before its own; None where it is no call."""
     name, params = eqn.primitive.name, eqn.params
     if name == "cond":
-        platforms = params.get("branches_platforms") or [None] * len(params["branches"])
-        here = (b for b, names in zip(params["branches"], platforms) if names is None or jax.default_backend() in names)
-        return next(here).jaxpr, 1
+        return params["branches"][branches_here(eqn)[0]].jaxpr, 1
     if name == "while" or (name == "scan" and params["length"] > 1):  # XLA takes a loop of one turn apart
         return None, 0
-    body = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
-    return getattr(body, "jaxpr", body), 0
+    return body_of(eqn), 0
 
 
 def _size(var: Any) -> int:
