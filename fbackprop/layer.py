@@ -71,7 +71,7 @@ class Layer:
 
     @property
     def wraps(self) -> bool:
-        """Whether the first part stands at the layer's own path."""
+        """Whether a part has the layer's own path, as in a wrapper or an objective."""
         return self.places is not None and "" in self.places
 
     def __repr__(self) -> str:

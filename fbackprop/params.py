@@ -20,7 +20,7 @@ Tree: TypeAlias = chex.ArrayTree
 
 @dataclass(frozen=True)
 class Hidden:
-    """A key that `paths` leaves out: told by its type, never by its name."""
+    """A key that `paths` leaves out."""
 
     name: str
 

@@ -26,7 +26,7 @@ def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: st
     """Returns `net` with `fn(path, layer)` in place of every layer, children first, the root (path "") included.
 
     `fn` is applied again to whatever the layer becomes later: with other parts, another setting, or
-    out of training. So rewrites commute. wrappers: also visit what stands around a layer at the
+    out of training. So rewrites commute. wrappers: also visit what is around a layer at the
     layer's own path (checkpoint, frozen, a tap); without, wrappers are put back around the result.
     """
     expect(isinstance(net, Layer), f"layer {path}".rstrip(), "a Layer", getattr(net, "__name__", repr(net)),
@@ -74,14 +74,14 @@ def map_layers(net: Layer, fn: Rewrite, wrappers: bool = False) -> Layer:
 
 
 def inside(layer: Layer, fn: Rewrite) -> Layer:
-    """Returns `fn` of the layer that stands inside the wrappers of `layer`, with the wrappers around it."""
+    """Returns `fn` of the layer inside the wrappers of `layer`, with the wrappers around it."""
     if not layer.wraps:
         return fn(layer)
     return layer.rebuild((inside(layer.parts[0], fn), *layer.parts[1:]))  # type: ignore[misc]
 
 
 def core(layer: Layer) -> Layer:
-    """Returns the layer that stands inside the wrappers of `layer`."""
+    """Returns the layer inside the wrappers of `layer`."""
     return core(layer.parts[0]) if layer.wraps else layer
 
 

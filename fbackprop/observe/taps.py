@@ -18,7 +18,7 @@ def tap(net: Layer, see: See) -> Layer:
     """`net` that calls `see(path, layer, params, x, y, residuals)` after each layer's forward, parts before the whole.
 
     `see` runs in Python: on arrays when nothing is jitted, on tracers under jit or eval_shape. The results are untouched.
-    What stands around a layer (checkpoint, a cast) is seen too, after the layer, at the layer's path. A layer that never runs
+    A wrapper around a layer (checkpoint, a cast) is seen too, after the layer, at the layer's path. A layer that never runs
     as a whole, a recurrent one that is taken in segments, is not seen.
     """
     return map_layers_with_path(net, partial(_tapped, see), wrappers=True)
