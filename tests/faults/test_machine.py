@@ -32,7 +32,7 @@ PATIENT = """
 import gc, json, resource, sys
 import jax
 from fbackprop.cli import main
-from fbackprop.train import loop
+from fbackprop.train.run import loop
 
 compiled, memory = [], {}
 jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
