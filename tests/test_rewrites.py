@@ -354,6 +354,13 @@ def test_what_replace_was_given_outlives_a_rewrite():
     assert repr(mine) == "mine(1, block=2)"
 
 
+def test_a_cast_goes_inside_frozen_whatever_its_name():
+    backbone = lambda layer: replace(frozen(layer), kind="backbone")
+    net = replace_rules(with_precision(chain(dense(3)), PRECISIONS["bfloat16"]), "0", backbone)
+    y = net.forward(net.init(jax.random.key(0), X), X)[0]
+    assert y.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("change", [doubled, checkpoint, frozen], ids=lambda change: change.__name__)
 def test_segments_and_a_rule_of_the_recurrent_layer_are_refused(change):
     with pytest.raises(TypeError, match="with_settings, segment"):

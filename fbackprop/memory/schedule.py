@@ -142,8 +142,9 @@ def can_stand(layer: Layer) -> bool:
 
 def _steps(layer: Layer) -> int:
     """Steps of a chain or a repeat, 0 of another layer."""
-    over = layer.scan and layer.scan.over
-    return layer.scan.times if over == "params" else len(layer.parts) if over == "parts" else 0  # type: ignore[union-attr]
+    if layer.scan is None:
+        return 0
+    return {"params": layer.scan.times, "parts": len(layer.parts)}.get(layer.scan.over, 0)
 
 
 def length(layer: Layer) -> int:
