@@ -4,7 +4,7 @@
 
 Runs from a checkout with any Python that has jax, optax and chex. Flax and PyTorch are measured
 where they are installed. The rows run in the order of their importance until the time is up. The
-file is written after every arm and names the missing rows; a second call with the same --out
+file is written after every program and names the missing rows; a second call with the same --out
 continues. On a CPU every row has small sizes. experiments/accelerator_table.py prints the file.
 
 The exit code is 0 when all rows are done or the time is up, 2 for a wrong option or a file of
@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout need 
 
 from accelerator_file import COMMAND, ROWS, Record, begin, read
 from accelerator_rows import Session, TimeUp, measure, with_reasons
+from bench.worker import Workers
 
-from fbackprop.comparison.bench.worker import Workers
 from fbackprop.errors import Interrupted, Problem
 
 
@@ -44,7 +44,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line. Raises Problem."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8.0, metavar="N",
-                        help="no arm starts after them: %(default)s")
+                        help="no program starts after them: %(default)s")
     parser.add_argument("--out", type=Path, metavar="FILE",
                         help="default: runs/accelerator-DEVICE.json")
     size = parser.add_mutually_exclusive_group()
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None, workers: Workers | None = None) -> i
 
 
 def interrupt(number: int, frame: Any) -> None:
-    raise Interrupted(number, "; the file has every finished arm")
+    raise Interrupted(number, "; the file has every finished measurement")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fbackprop.comparison.bench.worker import ROOT
+from bench.worker import ROOT
+
 from fbackprop.errors import FileProblem, Problem
 
 # the most important first

@@ -1,4 +1,4 @@
-"""The rows of experiments/accelerator.py: which arms each has, and what the file says of an arm."""
+"""The rows of experiments/accelerator.py: the programs of each, and what the file says of one."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from accelerator_file import ROWS, Record, commit_name, now
+from bench.worker import Workers, quick_environment
 
-from fbackprop.comparison.bench.worker import Workers, quick_environment
 from fbackprop.errors import Failure
 
-ARMS = (  # name, peer, setting
+PROGRAMS = (  # name, peer, setting
     ("by hand", "manual", "all kept"), ("jax", "jax", "idiomatic"), ("torch", "torch", "eager"),
     ("torch-compile", "torch-compile", "compiled"), ("flax", "flax", "idiomatic"))
 LEAST, PLAIN = "jax-tuned, least bytes", "jax-tuned, recomputes nothing"
 SHARED = "resnet"  # is run on all devices: batch norm needs the statistics of the whole batch
 FIRST = 4  # rows that one call should finish
 # seconds, at full and at small sizes: until a process is killed, and what it is given for its work
-LIMITS = {"peak": (60.0, 30.0), "arm": (90.0, 30.0), "tuned": (75.0, 30.0), "layers": (80.0, 100.0)}
-WORK = {"peak": (0.5, 0.1), "arm": (0.5, 0.02), "tuned": (50.0, 4.5), "layers": (65.0, 90.0)}
+LIMITS = {"peak": (60.0, 30.0), "program": (90.0, 30.0), "tuned": (75.0, 30.0),
+          "layers": (80.0, 100.0)}
+WORK = {"peak": (0.5, 0.1), "program": (0.5, 0.02), "tuned": (50.0, 4.5), "layers": (65.0, 90.0)}
 START = 120.0  # seconds for the first process
-GRACE = 5.0  # seconds that the running arm has after the time is up
+GRACE = 5.0  # seconds that the running program has after the time is up
 
 
 class TimeUp(Exception):
@@ -60,8 +61,8 @@ class Session:
     def settle(self) -> None:
         """Decides how the processes run: a small run on a CPU needs only one.
 
-        Elsewhere every arm has a fresh process, because a peak of memory is never reset. On a GPU
-        the next process starts during a measurement; a TPU has room for one process.
+        Elsewhere every program has a fresh process, because a peak of memory is never reset. On a
+        GPU the next process starts during a measurement; a TPU has room for one process.
         """
         self.workers.reuse = self.small and self.about["backend"] == "cpu"
         self.workers.ahead = self.about["backend"] == "gpu"
@@ -85,9 +86,9 @@ class Session:
             raise TimeUp
         return found
 
-    def arm(self, row: dict[str, Any], name: str, peer: str, setting: str,
-            workers: Workers | None = None, all_devices: bool = False) -> None:
-        """Measures one arm into a row, and writes the file. Raises TimeUp."""
+    def measure(self, row: dict[str, Any], name: str, peer: str, setting: str,
+                workers: Workers | None = None, all_devices: bool = False) -> None:
+        """Measures one program into a row, and writes the file. Raises TimeUp."""
         library = peer.removesuffix("-compile")
         # inductor takes ten seconds for the smallest work
         compiler = "eager" if self.small else "inductor"
@@ -95,7 +96,7 @@ class Session:
             found = {"missing": f"{library} is not installed"}
         else:
             found = self.ask(
-                "arm", workers, work=row["work"], peer=peer, point=setting, compiler=compiler,
+                "program", workers, work=row["work"], peer=peer, point=setting, compiler=compiler,
                 all_devices=all_devices, first=not row["arms"], gradients=str(self.gradients))
         if peer == "torch-compile":
             setting = f"backend {compiler}"
@@ -106,7 +107,7 @@ class Session:
         print(f"{row['name']}, {name} ({setting}): {said}", file=sys.stderr, flush=True)
 
     def columns(self, row: dict[str, Any], name: str, found: dict[str, Any]) -> dict[str, Any]:
-        """Returns the columns of an arm, or the reason why it has none."""
+        """Returns the columns of a program, or the reason why it has none."""
         if "ms" not in found:
             return found
         peaks = self.record.content["matmul_peak"]
@@ -129,10 +130,10 @@ class Session:
         now = time.monotonic()
         self.row_ends = now + (self.deadline - now) / max(1, len(left))
 
-    def for_tuning(self, jax_arm: dict[str, Any]) -> float:
-        """Returns the seconds for compiling settings: those that two more arms leave of the row."""
+    def for_tuning(self, jax_program: dict[str, Any]) -> float:
+        """Returns the seconds for compiling settings: what two more programs leave of the row."""
         most = WORK["tuned"][self.small]
-        left = self.row_ends - time.monotonic() - 2 * jax_arm.get("seconds", 0.0)
+        left = self.row_ends - time.monotonic() - 2 * jax_program.get("seconds", 0.0)
         return min(most, max(most / 3, left))
 
 
@@ -148,21 +149,22 @@ def with_reasons(columns: dict[str, Any], reasons: dict[str, str]) -> dict[str, 
 
 def work_row(session: Session, row: dict[str, Any]) -> None:
     """Measures a work by hand, by jax.grad, by other libraries and at two tuned settings."""
-    for arm in ARMS:
-        session.arm(row, *arm)
-    arms = row["arms"]
-    share_difference(arms["by hand"], arms["jax"])
+    for program in PROGRAMS:
+        session.measure(row, *program)
+    programs = row["arms"]
+    share_difference(programs["by hand"], programs["jax"])
     tuning = row["tuning"] = session.ask(
-        "tuned", work=row["work"], seconds=session.for_tuning(arms["jax"]))
-    for arm, known in known_without_run(tuning).items():
+        "tuned", work=row["work"], seconds=session.for_tuning(programs["jax"]))
+    for name, known in known_without_run(tuning).items():
         if known is not None:
-            arms[arm] = known
+            programs[name] = known
         else:
-            session.arm(row, arm, "jax-tuned", tuning["least" if arm == LEAST else "plain"])
+            setting = tuning["least" if name == LEAST else "plain"]
+            session.measure(row, name, "jax-tuned", setting)
 
 
 def share_difference(mine: dict[str, Any], plain: dict[str, Any]) -> None:
-    """Gives the arm by hand the difference between its gradients and those of jax.grad."""
+    """Gives the program by hand the difference between its gradients and those of jax.grad."""
     difference = plain.get("gradient_difference")
     if "ms" in mine and difference is not None:
         why = mine.pop("why", {})
@@ -171,7 +173,7 @@ def share_difference(mine: dict[str, Any], plain: dict[str, Any]) -> None:
 
 
 def known_without_run(tuning: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
-    """Returns what is known of both tuned arms before they run; None for one that has to run."""
+    """Returns what is known of both tuned programs before a run; None for one that has to run."""
     if not tuning.get("compiled"):
         failed = {"failed": tuning.get("failed", "no setting was compiled in time")}
         return {LEAST: failed, PLAIN: failed}
@@ -215,9 +217,9 @@ def devices_row(session: Session, row: dict[str, Any]) -> None:
         environment = {**session.workers.environment, "JAX_NUM_CPU_DEVICES": "2"}
         workers = session.divided = Workers(environment, session.workers.reuse)
     row["devices"] = 2 if workers else session.about["count"]
-    session.arm(row, "one device", "manual", "all kept", workers)
+    session.measure(row, "one device", "manual", "all kept", workers)
     if row["devices"] > 1:
-        session.arm(row, "all devices", "manual", "all kept", workers, all_devices=True)
+        session.measure(row, "all devices", "manual", "all kept", workers, all_devices=True)
         share_difference(row["arms"]["one device"], row["arms"]["all devices"])
     else:
         row["arms"]["all devices"] = {"missing": "there is only one device"}
@@ -237,7 +239,7 @@ def measure(session: Session, names: Sequence[str]) -> None:
             **session.about["works"].get(work, {}), "date": now(), "commit": commit_name(),
             "arms": {}}
         MAKERS.get(name, work_row)(session, row)
-        reasons = [arm.get("failed") or arm.get("missing") for arm in row["arms"].values()]
+        reasons = [each.get("failed") or each.get("missing") for each in row["arms"].values()]
         if all(reasons):
             row.update(state="failed", why=reasons[0])
         else:

@@ -67,10 +67,10 @@ def line_of(cells: Sequence[str]) -> str:
 
 
 def cells_of(row: dict[str, Any]) -> Iterator[list[str]]:
-    """Yields the cells of every arm of a work."""
+    """Yields the cells of every program of a work."""
     plain = row["arms"].get("jax", {})
     name = f"{row['name']}, {row['dtype']}, {row['batch']} {row['unit']}"
-    for arm, each in row["arms"].items():
+    for program, each in row["arms"].items():
         if "ms" in each:
             cells = [each["setting"], number(each["ms"]), ratio(each, plain, "ms"),
                      number(each["per_s"]), number(each["peak_mb"]), ratio(each, plain, "peak_mb"),
@@ -78,15 +78,15 @@ def cells_of(row: dict[str, Any]) -> Iterator[list[str]]:
                      number(each["gradient_difference"], ".1e")]
         else:
             cells = [reason(each), *[""] * (len(HEADS) - 3)]
-        yield [name, arm, *cells]
+        yield [name, program, *cells]
         name = ""
 
 
-def reason(arm: dict[str, Any]) -> str:
-    """Says why an arm has no figures."""
-    if "same_as" in arm:
-        return f"as {arm['same_as']}: {arm['why']}"
-    return arm.get("failed") or arm.get("missing") or "not measured"
+def reason(program: dict[str, Any]) -> str:
+    """Says why a program has no figures."""
+    if "same_as" in program:
+        return f"as {program['same_as']}: {program['why']}"
+    return program.get("failed") or program.get("missing") or "not measured"
 
 
 def number(value: float | None, form: str = ".3g") -> str:
@@ -97,25 +97,25 @@ def number(value: float | None, form: str = ".3g") -> str:
 
 
 def ratio(mine: dict[str, Any], theirs: dict[str, Any], key: str) -> str:
-    """Returns an arm's figure over that of jax.grad; nothing where either has none."""
+    """Returns a program's figure over that of jax.grad; nothing where either has none."""
     return f"{mine[key] / theirs[key]:.2f}" if mine.get(key) and theirs.get(key) else ""
 
 
 def sentences(row: dict[str, Any]) -> Iterator[str]:
     """Yields what the row of the layers or of the devices found."""
-    arms = row["arms"]
-    if "difference" in arms.get("layers", {}):
-        found = arms["layers"]
+    programs = row["arms"]
+    if "difference" in programs.get("layers", {}):
+        found = programs["layers"]
         yield (f"Layers, float32 at the highest precision, against {row['against']}: "
                f"{row['compared']} of {row['layers']} compared, "
                f"largest gradient difference {found['difference']:.1e} ({found['layer']}).")
         yield from (f"Layer {name} failed: {why}." for name, why in row["failed_layers"].items())
-    for name, arm in arms.items():
-        if "ms" in arm:
-            yield (f"{row['work']} on {name}: {number(arm['ms'])} ms, gradient difference "
-                   f"{number(arm['gradient_difference'], '.1e') or 'not measured'}.")
-        elif name != "layers" or "difference" not in arm:
-            yield f"{row['name']}, {name}: {reason(arm)}."
+    for name, program in programs.items():
+        if "ms" in program:
+            yield (f"{row['work']} on {name}: {number(program['ms'])} ms, gradient difference "
+                   f"{number(program['gradient_difference'], '.1e') or 'not measured'}.")
+        elif name != "layers" or "difference" not in program:
+            yield f"{row['name']}, {name}: {reason(program)}."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

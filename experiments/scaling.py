@@ -25,12 +25,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from bench.baselines import of_gpts
+from bench.programs import of_loss
+from bench.works import tokens
 from lab import Lab, main
 
 from fbackprop import Layer, gpt, linear_cross_entropy, root, value_and_grad, with_schedules
-from fbackprop.comparison.bench.arm import of_loss
-from fbackprop.comparison.bench.idiomatic import of_gpts
-from fbackprop.comparison.bench.works import tokens
 from fbackprop.comparison.costs import take_turns
 
 HEADS, TILE, CHUNK = 4, 64, 64
@@ -50,10 +50,10 @@ def by_hand(sizes: dict[str, int], rooted: bool = False, tile: int | None = None
 def by_jax(sizes: dict[str, int]) -> Made:
     """The idiomatic gpt, its blocks in a Python loop."""
     _, params, batch = by_hand(sizes)
-    idiom = of_gpts(HEADS, 1)
-    trained, _ = jax.eval_shape(idiom.adapt, params)
-    arm = of_loss(idiom.points["idiomatic"], trained, ())
-    return lambda params, batch: arm.fn(params, (), batch)[:2], trained, batch
+    baseline = of_gpts(HEADS, 1)
+    trained, _ = jax.eval_shape(baseline.adapt, params)
+    program = of_loss(baseline.points["idiomatic"], trained, ())
+    return lambda params, batch: program.fn(params, (), batch)[:2], trained, batch
 
 
 def head(sizes: dict[str, int], **options: Any) -> Made:
@@ -93,21 +93,21 @@ class Program:
 
 @dataclass
 class Sweep:
-    """One axis, the other sizes, and the arms; found: by arm, a program per value."""
+    """One axis, the other sizes, and what is compiled; found: by name, a program per value."""
 
     axis: str
     values: tuple[int, ...]
-    arms: dict[str, Callable[[dict[str, int]], Made]]
+    makers: dict[str, Callable[[dict[str, int]], Made]]
     others: dict[str, int] = field(default_factory=dict)
     alone: str = ""  # what of the net is measured
     found: dict[str, list[Program]] = field(default_factory=dict)
 
     def compile(self) -> None:
-        for name, make in self.arms.items():
+        for name, make in self.makers.items():
             self.found[name] = [Program(make({**MIDDLE, **self.others, self.axis: value})) for value in self.values]
 
-    def memory(self, arm: str) -> list[float]:
-        return [each.bytes for each in self.found[arm]]
+    def memory(self, name: str) -> list[float]:
+        return [each.bytes for each in self.found[name]]
 
     def slope(self, figures: Any) -> float:
         return float(np.polyfit(np.log(self.values), np.log(figures), 1)[0])
@@ -142,23 +142,32 @@ COMPILING = {"repeat": (-0.2, 0.2), "written out": (0.4, 2), "jax.grad": (0.4, 2
 TIMES = {"depth": (0.7, 1.3), "width": (0.8, 2.1), "batch": (0.7, 1.3), "sequence": (0.9, 2.1)}
 
 
+def row_of(sweep: Sweep, name: str) -> tuple:
+    """Returns the axis, its values, the name, the first and the last MB, and the slope."""
+    memory = sweep.memory(name)
+    values = ", ".join(map(str, sweep.values))
+    return sweep.axis, values, name, memory[0] / 1e6, memory[-1] / 1e6, sweep.slope(memory)
+
+
 def experiment(lab: Lab) -> None:
     found = sweeps(lab)
     for sweep in found:
         sweep.compile()
     *of_memory, of_compiling = found
-    rows = [(sweep.axis, ", ".join(map(str, sweep.values)), arm, *(each / 1e6 for each in np.array(sweep.memory(arm))[[0, -1]]),
-             sweep.slope(sweep.memory(arm))) for sweep in of_memory for arm in sweep.arms]
+    rows = [row_of(sweep, name) for sweep in of_memory for name in sweep.makers]
     lab.table(("over", "at", "gradients", "MB at first", "at last", "slope"), rows, "memory")
     for sweep, bounds in zip(of_memory, BOUNDS):
-        for arm in sweep.arms:
-            low, high = bounds[arm]
-            slope = sweep.slope(sweep.memory(arm))
-            lab.expect(f"slope of memory over {sweep.axis}, {arm}: {low} to {high}", slope, low <= slope <= high)
-    compiling = {arm: [each.compile_s for each in programs] for arm, programs in of_compiling.found.items()}
-    for arm, seconds in compiling.items():
-        slope, (low, high) = of_compiling.slope(seconds), COMPILING[arm]
-        lab.expect(f"slope of seconds to compile over depth, {arm}: {low} to {high}", slope, low <= slope <= high, timed=True)
+        for name in sweep.makers:
+            low, high = bounds[name]
+            slope = sweep.slope(sweep.memory(name))
+            claim = f"slope of memory over {sweep.axis}, {name}: {low} to {high}"
+            lab.expect(claim, slope, low <= slope <= high)
+    compiling = {name: [each.compile_s for each in programs]
+                 for name, programs in of_compiling.found.items()}
+    for name, seconds in compiling.items():
+        slope, (low, high) = of_compiling.slope(seconds), COMPILING[name]
+        claim = f"slope of seconds to compile over depth, {name}: {low} to {high}"
+        lab.expect(claim, slope, low <= slope <= high, timed=True)
     times = {}
     for sweep in of_memory[: len(TIMES)]:
         programs = dict(zip(map(str, sweep.values), next(iter(sweep.found.values()))))
@@ -166,7 +175,8 @@ def experiment(lab: Lab) -> None:
         times[sweep.axis] = [float(np.median(each)) for each in spent.values()]
         slope, (low, high) = sweep.slope(times[sweep.axis]), TIMES[sweep.axis]
         lab.expect(f"slope of time over {sweep.axis}: {low} to {high}", slope, low <= slope <= high, timed=True)
-    lab.keep(ms=times, compile_s=compiling, bytes=[{arm: sweep.memory(arm) for arm in sweep.arms} for sweep in of_memory])
+    sizes = [{name: sweep.memory(name) for name in sweep.makers} for sweep in of_memory]
+    lab.keep(ms=times, compile_s=compiling, bytes=sizes)
     if lab.figure(wide=13, high=6.5, rows=2, columns=4) is not None:
         draw(lab, found, times)
 
@@ -177,9 +187,10 @@ def draw(lab: Lab, found: list[Sweep], times: dict[str, list[float]]) -> None:
     *of_memory, of_compiling = found
     for ax, sweep in zip(lab.drawn.axes, found):
         compiling = sweep is of_compiling
-        for arm, programs in sweep.found.items():
-            figures = [each.compile_s for each in programs] if compiling else np.array(sweep.memory(arm)) / 1e6
-            ax.loglog(sweep.values, figures, "o-", label=f"{arm}: {sweep.slope(figures):.2f}")
+        for name, programs in sweep.found.items():
+            megabytes = np.array(sweep.memory(name)) / 1e6
+            figures = [each.compile_s for each in programs] if compiling else megabytes
+            ax.loglog(sweep.values, figures, "o-", label=f"{name}: {sweep.slope(figures):.2f}")
         ax.set(title=f"{'seconds to compile' if compiling else 'MB'} over {sweep.axis}{sweep.alone and ', ' + sweep.alone}")
     last = lab.drawn.axes[-1]
     for sweep in of_memory[: len(times)]:

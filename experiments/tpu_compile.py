@@ -27,13 +27,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from bench.baselines import Baseline, of_gpts
+from bench.programs import of_loss
+from bench.works import tokens
 from jax.experimental import topologies
 from lab import Lab, main
 
 from fbackprop import PRECISIONS, Layer, every, gpt, value_and_grad, with_precision, with_schedules
-from fbackprop.comparison.bench.arm import Arm, of_chain, of_loss
-from fbackprop.comparison.bench.idiomatic import Idiom, of_gpts
-from fbackprop.comparison.bench.works import tokens
+from fbackprop.comparison.bench.program import Program, of_chain
 from fbackprop.errors import Problem
 from fbackprop.jaxprs.flops import count_flops
 
@@ -59,17 +60,18 @@ def net_of(sizes: dict[str, int], batch: int, tile: int | None = None, chunked: 
     return with_precision(net, PRECISIONS["bfloat16"])
 
 
-def arms(sizes: dict[str, int], batch: int, spec: Any, quick: bool) -> Iterator[tuple[str, str, Arm]]:
-    """(who, setting, the arm): shapes stand for the weights."""
+def programs(sizes: dict[str, int], batch: int, spec: Any,
+             quick: bool) -> Iterator[tuple[str, str, Program]]:
+    """Yields (who, setting, the program). Shapes stand for the weights."""
     hand = {name: partial(net_of, sizes, batch, **options) for name, options in BY_HAND.items()}
     params = jax.eval_shape(hand["all kept"]().init, jax.random.key(0), spec)
-    idiom: Idiom = of_gpts(sizes["heads"], CHUNKS, jnp.bfloat16)
-    theirs = jax.eval_shape(idiom.adapt, params)
+    baseline: Baseline = of_gpts(sizes["heads"], CHUNKS, jnp.bfloat16)
+    theirs = jax.eval_shape(baseline.adapt, params)
     picked = ("all kept", "checkpoint, chunked head", "idiomatic")
     for name, net in hand.items():
         if name in picked or not quick:
             yield "by hand", name, of_chain(value_and_grad(net()), params)
-    for name, loss in idiom.points.items():
+    for name, loss in baseline.points.items():
         if name in picked or not quick:
             yield "jax.grad", name, of_loss(loss, *theirs)
 
@@ -108,10 +110,11 @@ def experiment(lab: Lab) -> None:
     device, (sizes, batch) = devices()[0], lab.pick((FULL, 16), (QUICK, 64))
     spec = jax.eval_shape(tokens(sizes["vocabulary"], batch, sizes["length"]), 0)
     found = []
-    for who, name, arm in arms(sizes, batch, spec, lab.quick):
-        args = arm.trained, arm.carried, spec
-        flops = count_flops(arm.fn, *args)
-        found.append({"who": who, "setting": name, "tflop": flops / 1e12, **compiled(arm.fn, device, *args)})
+    for who, name, program in programs(sizes, batch, spec, lab.quick):
+        args = program.trained, program.carried, spec
+        flops = count_flops(program.fn, *args)
+        figures = compiled(program.fn, device, *args)
+        found.append({"who": who, "setting": name, "tflop": flops / 1e12, **figures})
         print(found[-1], file=sys.stderr, flush=True)
     rows = [(each["who"], each["setting"], each.get("temp_gb", f"does not fit, {each.get('wants_gb', 0):.1f} GB"),
              *(each.get(key, "") for key in ("tflop", "xla_tflop", "accessed_gb", "compile_s"))) for each in found]

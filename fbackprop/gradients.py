@@ -54,7 +54,7 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
 
 
 def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
-    """The same forward under `jax.value_and_grad`: the other arm of every comparison. Next comes from the chain."""
+    """The same forward under `jax.value_and_grad`, for comparisons. Next comes from the chain."""
     whole, by_hand = objective(net, loss), value_and_grad(net, loss)
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:

@@ -9,6 +9,10 @@ from types import ModuleType
 MOVED = {
     "adjustable": "tuning",
     "bench": "comparison.bench",
+    "comparison.bench.arm": "comparison.bench.program",
+    "comparison.bench.idiomatic": "experiments/bench/baselines.py",
+    "comparison.bench.own": "comparison.bench.work",
+    "comparison.bench.works": "experiments/bench/works.py",
     "exercises": "classroom.exercises",
     "explain.compare": "comparison.costs",
     "explain.compare_figure": "comparison.figure",
@@ -66,4 +70,6 @@ class Moved(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         package, _, module = name.partition(".")
         if package == __package__ and module in MOVED:
-            raise ModuleNotFoundError(f"No module named {name!r}: it is in {package}.{MOVED[module]} now", name=name)
+            place = MOVED[module]
+            place = place if "/" in place else f"{package}.{place}"
+            raise ModuleNotFoundError(f"No module named {name!r}: it is in {place} now", name=name)

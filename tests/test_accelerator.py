@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
-from test_experiments import load
-
-from fbackprop.comparison.bench import accelerator as device
 from fbackprop.comparison.bench.serve import answer
 from fbackprop.comparison.bench.worker import Worker, Workers
 from fbackprop.comparison.bench.works import SMALL, WORKS
+from test_experiments import load
+
+from fbackprop.comparison.bench import accelerator as device
 from fbackprop.errors import Problem
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +70,7 @@ def run(tmp_path, capsys, monkeypatch):
     return call
 
 
-def arms(content, row):
+def programs(content, row):
     return next(each for each in content["rows"] if each["name"] == row)["arms"]
 
 
@@ -96,16 +96,17 @@ def test_every_row_has_all_its_columns_and_no_null_without_a_reason(run):
     assert [row["name"] for row in content["rows"]] == list(ROWS)
     assert content["missing"] == []
     assert {row["state"] for row in content["rows"]} == {"done"}
-    hand = arms(content, "gpt")["by hand"]
+    hand = programs(content, "gpt")["by hand"]
     assert hand["ms"] == 2.0
     assert hand["per_s"] == pytest.approx(2000)
     assert hand["peak_share"] == pytest.approx(100 / 2e-3 / 1e6)
-    assert [arms(content, "gpt")[arm]["setting"] for arm in (rows.LEAST, rows.PLAIN)] == ["dots", "scan"]
+    tuned = [programs(content, "gpt")[name] for name in (rows.LEAST, rows.PLAIN)]
+    assert [each["setting"] for each in tuned] == ["dots", "scan"]
     assert all(reasoned for _, reasoned in nulls(content)), nulls(content)
-    assert arms(content, "devices")["all devices"] == {"missing": "there is only one device"}
+    assert programs(content, "devices")["all devices"] == {"missing": "there is only one device"}
 
 
-def test_the_table_has_the_device_the_date_and_a_line_for_every_arm(run, capsys):
+def test_the_table_has_the_device_the_date_and_a_line_for_every_program(run, capsys):
     _, content, _ = run(Fake({"jax": {**FIGURES, "ms": 8.0}}))
     assert table.main([str(run.out)]) == 0
     said = capsys.readouterr().out
@@ -117,11 +118,11 @@ def test_the_table_has_the_device_the_date_and_a_line_for_every_arm(run, capsys)
     assert said.count("| by hand |") == len(WORKS)
 
 
-def test_an_arm_that_runs_out_of_memory_says_so_and_the_run_goes_on(run, capsys):
+def test_a_program_that_runs_out_of_memory_says_so_and_the_run_goes_on(run, capsys):
     _, content, _ = run(Fake({"jax": {"failed": OUT_OF_MEMORY}}))
     assert content["missing"] == []
-    assert arms(content, "gpt")["jax"]["failed"] == OUT_OF_MEMORY
-    assert arms(content, "gpt")["torch"]["ms"] == 2.0
+    assert programs(content, "gpt")["jax"]["failed"] == OUT_OF_MEMORY
+    assert programs(content, "gpt")["torch"]["ms"] == 2.0
     assert table.main([str(run.out)]) == 0
     assert OUT_OF_MEMORY in capsys.readouterr().out
 
@@ -139,14 +140,15 @@ def test_a_row_without_any_figure_has_failed(run):
 def test_a_missing_library_is_named(run, monkeypatch):
     monkeypatch.setattr(sys.modules["accelerator_rows"], "find_spec", lambda name: None)
     _, content, _ = run()
-    assert arms(content, "mlp")["flax"] == {"setting": "idiomatic", "missing": "flax is not installed"}
-    assert arms(content, "mlp")["torch"]["missing"] == "torch is not installed"
+    missing = {"setting": "idiomatic", "missing": "flax is not installed"}
+    assert programs(content, "mlp")["flax"] == missing
+    assert programs(content, "mlp")["torch"]["missing"] == "torch is not installed"
 
 
 def test_a_device_without_memory_statistics_and_a_loss_that_is_not_finite_have_a_reason(run):
     odd = {**{key: value for key, value in FIGURES.items() if key != "peak_mb"}, "value": float("nan")}
     _, content, _ = run(Fake({"manual": odd}))
-    why = arms(content, "cnn")["by hand"]["why"]
+    why = programs(content, "cnn")["by hand"]["why"]
     assert why == {"peak_mb": "the device keeps no memory statistics", "value": "nan, not finite"}
 
 
@@ -165,16 +167,16 @@ def test_a_row_that_the_time_cuts_is_missing_and_done_again(run, capsys):
     assert code == 0
     row = content["rows"][0]
     assert (row["state"], row["why"]) == ("missing", "the call ended in this row")
-    assert arms(content, "gpt2-124m").keys() == {"by hand", "jax"}
+    assert programs(content, "gpt2-124m").keys() == {"by hand", "jax"}
     assert content["missing"] == list(ROWS)
     _, content, _ = run()
     assert content["rows"][0]["state"] == "done"
 
 
-def test_an_arm_beyond_its_own_limit_is_a_result(run):
+def test_a_program_beyond_its_own_limit_is_a_result(run):
     _, content, _ = run(Fake({"torch": {"failed": "stopped after 90 s", "stopped": True}}), "--minutes", "5")
     assert content["missing"] == []
-    assert arms(content, "gpt")["torch"]["failed"] == "stopped after 90 s"
+    assert programs(content, "gpt")["torch"]["failed"] == "stopped after 90 s"
 
 
 def test_no_time_is_a_valid_file_without_rows(run):
@@ -287,7 +289,7 @@ for line in sys.stdin: print(json.dumps({"pid": os.getpid()}), flush=True)"""
 
 
 @pytest.mark.parametrize(("reuse", "ahead", "count"), [(True, False, 1), (False, False, 3), (False, True, 3)])
-def test_an_arm_has_a_fresh_process_unless_one_is_reused(reuse, ahead, count):
+def test_a_program_has_a_fresh_process_unless_one_is_reused(reuse, ahead, count):
     workers = Workers({}, reuse, ahead, [sys.executable, "-c", WHO])
     found, waiting = [], []
     for _ in range(3):
@@ -311,7 +313,7 @@ def test_an_exception_is_one_line_and_a_problem_is_a_missing_thing():
     assert answer(no_library, {}) == {"missing": "torch sees no GPU"}
 
 
-def test_gradients_are_compared_leaf_by_leaf_with_the_first_arm(tmp_path):
+def test_gradients_are_compared_leaf_by_leaf_with_the_first_program(tmp_path):
     path, grads = tmp_path / "gradients.npz", {"a": np.array([1.0, -4.0]), "b": np.array([1e-3])}
     assert device.compared(path, False, grads) == {}
     assert device.compared(path, True, grads) == {}
@@ -344,10 +346,12 @@ EXTRAS = ("tyro", "rich", "psutil", "matplotlib", "flax", "torch", "equinox")
 
 
 def test_a_process_that_measures_imports_no_extra():
-    program = ("import sys, fbackprop.comparison.bench.accelerator, fbackprop.comparison.bench.serve\n"
+    program = ("import sys, bench.accelerator, bench.serve\n"
                f"print([name for name in {EXTRAS} if name in sys.modules])")
     words = [sys.executable, "-c", program]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "experiments")))
+    environment = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
 
@@ -397,7 +401,7 @@ def test_a_call_that_is_killed_keeps_its_rows_and_is_continued_to_the_end(start,
     _, said = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in said
-    assert said.rstrip().endswith("ended by SIGTERM; the file has every finished arm")
+    assert said.rstrip().endswith("ended by SIGTERM; the file has every finished measurement")
 
     process = start()
     said, progress = process.communicate()
@@ -408,11 +412,11 @@ def test_a_call_that_is_killed_keeps_its_rows_and_is_continued_to_the_end(start,
     assert content["rows"][0] == kept["rows"][0]
     assert all(reasoned for _, reasoned in nulls(content)), nulls(content)
     for name in WORKS:
-        for arm, each in arms(content, name).items():
-            assert "failed" not in each, (name, arm, each)
+        for program, each in programs(content, name).items():
+            assert "failed" not in each, (name, program, each)
             bound = 0.2 if name == "gpt2-124m" else 1e-4  # bfloat16 has 8 bits
-            assert each.get("gradient_difference", 0) <= bound, (name, arm)
-    assert arms(content, "layers")["layers"]["difference"] <= 1e-4
-    assert arms(content, "devices")["all devices"]["gradient_difference"] <= 1e-4
+            assert each.get("gradient_difference", 0) <= bound, (name, program)
+    assert programs(content, "layers")["layers"]["difference"] <= 1e-4
+    assert programs(content, "devices")["all devices"]["gradient_difference"] <= 1e-4
     assert table.main([str(start.out)]) == 0
     assert "59 of 59 compared" in capsys.readouterr().out

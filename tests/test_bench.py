@@ -1,13 +1,16 @@
-"""The benchmark: its arms compute the same thing, its figures are the right ratios, wrong requests are named."""
+"""The benchmark: all programs compute the same, figures are right, wrong requests are named."""
 
 import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bench.baselines import BASELINES, of_gpts
+from bench.works import WORKS
 
 from fbackprop import (
     auto_value_and_grad,
@@ -26,11 +29,9 @@ from fbackprop import (
 from fbackprop.cli import main
 from fbackprop.comparison.bench.benchmark import Benchmark
 from fbackprop.comparison.bench.frontier_figure import frontier_figure
-from fbackprop.comparison.bench.idiomatic import IDIOMS, of_gpts
 from fbackprop.comparison.bench.measure import Point, against_tuned, frontier, ratio, within
-from fbackprop.comparison.bench.own import checkpointed
 from fbackprop.comparison.bench.plans import of_json, planned_for
-from fbackprop.comparison.bench.works import WORKS, Work
+from fbackprop.comparison.bench.work import Work, checkpointed
 
 KEY = jax.random.key(0)
 CLASSES = softmax_cross_entropy()
@@ -50,12 +51,13 @@ def small(name):
 @pytest.mark.parametrize("name", [*(name for name in SMALL if name != "gpt"), pytest.param("gpt", marks=pytest.mark.slow)])
 def test_every_setting_of_jax_has_the_loss_and_the_gradients(name):
     net, loss, batch = small(name)
-    idiom = IDIOMS[name] if name != "gpt" else of_gpts(4, 2)
+    baseline = BASELINES[name] if name != "gpt" else of_gpts(4, 2)
     params = net.init(KEY, batch if loss is None else batch[0])
     value, grads = jax.jit(value_and_grad(net, loss))(params, batch)
-    mine, _ = idiom.adapt(grads)
-    for point, fn in idiom.points.items():
-        (theirs, _), found = jax.jit(jax.value_and_grad(fn, has_aux=True))(*idiom.adapt(params), batch)
+    mine, _ = baseline.adapt(grads)
+    for point, fn in baseline.points.items():
+        program = jax.jit(jax.value_and_grad(fn, has_aux=True))
+        (theirs, _), found = program(*baseline.adapt(params), batch)
         assert float(theirs) == pytest.approx(float(value), rel=1e-5), point
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(found), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.max(np.abs(b)) + 1e-7, err_msg=point)
@@ -164,8 +166,18 @@ def test_the_ratios_of_a_benchmark_count_every_point_by_hand_against_tuned():
     assert told["manual"]["peak_share"] == 5.0
 
 
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def in_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("in_checkout")
 @pytest.mark.parametrize(("words", "message"), [
-    (["mpl"], "Did you mean mlp?"), (["mlp", "--against", "tensorflow"], "expected some of jax, jax-tuned"),
+    (["mpl"], "Did you mean mlp?"), (["convnet"], "expected one of mlp, cnn"),
+    (["mlp", "--against", "tensorflow"], "expected some of jax, jax-tuned"),
     (["mlp", "--rounds", "0"], "--rounds"), (["nowhere.py:f"], "expected a Python file"), (["mlp", "--peer", "jax"], "bench:")])
 def test_wrong_requests_are_named(words, message, capsys):
     assert main(["bench", *words]) in (2, 74)
@@ -174,10 +186,14 @@ def test_wrong_requests_are_named(words, message, capsys):
     assert error.count("\n") == 1
 
 
-def test_other_libraries_need_a_checkout(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("words", [["mlp"], ["mlp", "--against", "torch"], ["mpl"]])
+def test_named_works_need_a_checkout(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["bench", "mlp", "--against", "torch"]) == 2
-    assert "clone the repository" in capsys.readouterr().err
+    assert main(["bench", *words]) == 2
+    error = capsys.readouterr().err
+    assert f"{words[0]!r}: expected file.py:function, or a named work in a checkout" in error
+    assert "clone the repository" in error
+    assert error.count("\n") == 1
 
 
 OWN = """
@@ -201,6 +217,7 @@ def test_a_work_of_ones_own(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_checkout")
 def test_a_step_and_its_json(capsys):
     assert main(["bench", "mlp", "--against", "jax,jax-tuned", "--step", "--rounds", "1", "--seconds", "0.1", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -31,7 +31,7 @@ from fbackprop import (
     value_and_grad,
 )
 from fbackprop.cli import main
-from fbackprop.comparison.bench import arm, benchmark, measure
+from fbackprop.comparison.bench import benchmark, measure, process
 from fbackprop.comparison.costs import calls, compare
 from fbackprop.jaxprs.flops import count_flops, traffic_of
 
@@ -242,7 +242,7 @@ def test_the_command_tells_saves_and_draws(own, capsys):
 def in_this_process(monkeypatch):
     """Of what a fresh process does, all but the process."""
     def ask(request):
-        return arm.main(json.loads(json.dumps(request)))
+        return process.main(json.loads(json.dumps(request)))
 
     monkeypatch.setattr(measure, "ask", ask)
     monkeypatch.setattr(benchmark, "ask", ask)
@@ -270,13 +270,13 @@ def test_the_frontier_is_measured_told_saved_and_drawn(own, capsys, in_this_proc
 
 
 def test_a_loss_that_differs_is_exit_code_1(own, capsys, in_this_process, monkeypatch):
-    whole = arm.main
+    whole = process.main
 
     def other(request):
         found = whole(request)
         return {**found, "value": 1.1 * found["value"]} if request["peer"] == "jax" else found
 
-    monkeypatch.setattr(arm, "main", other)
+    monkeypatch.setattr(process, "main", other)
     argv = ["own.py:right", "--against", "jax", "--pairs", "1", "--rounds", "1", "--seconds", "0.01", "--json"]
     assert main(["compare", *argv]) == 1
     said = capsys.readouterr()
@@ -306,7 +306,7 @@ def test_a_gradient_that_is_no_number_is_no_small_error(own, capsys):
     (["mnits"], 2, "Did you mean mnist?"), (["mnist", "--pairs", "0"], 2, "at least 1"), (["none.py:net"], 74, "found none"),
     (["own.py:other_shape"], 2, "mse()"), (["mnist", "--batch-size", "0"], 2, "batch"), ([], 2, "A model's name"),
     (["mlp", "--against", "tensorflow"], 2, "expected some of jax, jax-tuned"),
-    (["convnet", "--against", "jax"], 2, "expected one of mlp, cnn"),
+    (["convnet", "--against", "jax"], 2, "expected file.py:function"),
     (["own.py:right", "--against", "jax,torch"], 2, "Leave torch out"),
     (["mlp", "--against", "flax"], 2, "clone the repository"),  # the working directory is no checkout
     (["mlp", "--against", "jax", "--batch-size", "8"], 2, "has its own batch"),

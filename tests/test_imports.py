@@ -116,6 +116,8 @@ def test_messages_of_the_library_name_no_flags():
 def test_a_module_that_moved_is_named_by_its_new_place():
     with pytest.raises(ModuleNotFoundError, match=r"'fbackprop.train.loop': it is in fbackprop.train.run.loop now"):
         importlib.import_module("fbackprop.train.loop")
+    with pytest.raises(ModuleNotFoundError, match=r"it is in experiments/bench/baselines\.py now"):
+        importlib.import_module("fbackprop.comparison.bench.idiomatic")
     with pytest.raises(ModuleNotFoundError, match=r"'fbackprop.nothing'$"):
         importlib.import_module("fbackprop.nothing")
 

@@ -1,22 +1,20 @@
 """The works as users of other libraries write them: their loss and gradients are those of the plain JAX loss."""
 
-import importlib.util
 from functools import cache
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bench.baselines import BASELINES
+from bench.programs import load_peer
+from bench.works import images, tokens
 
 from fbackprop import convnet, gpt, lstm_classifier, mlp, resnet
-from fbackprop.comparison.bench.idiomatic import IDIOMS
-from fbackprop.comparison.bench.works import images, tokens
 
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compile"),
               pytest.mark.filterwarnings("default")]  # the libraries' own warnings are no fault of ours
 
-PEERS = Path(__file__).parents[1] / "experiments" / "peers"
 SMALL = {
     "mlp": (mlp((8, 8)), images(5, 12)),
     "cnn": (convnet((4, 6)), images(3, 8, 8, 2)),
@@ -29,13 +27,9 @@ SMALL = {
 BOUNDS = {name: (2e-2, 5e-2) if name == "gpt2-124m" else (1e-5, 1e-4) for name in SMALL}  # bfloat16 has 8 bits
 
 
-@cache
 def peer(library):
     pytest.importorskip(library)
-    spec = importlib.util.spec_from_file_location(f"{library}_peer", PEERS / f"{library}_peer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_peer(library)
 
 
 @cache
@@ -46,8 +40,8 @@ def case(name):
     spec = jax.eval_shape(net.init, jax.random.key(1), batch if "gpt" in name else batch[0])
     rng = np.random.default_rng(2)  # no bias at 0 and no scale at 1, where a mistake could hide
     params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.standard_normal(a.shape), a.dtype), spec)
-    trained, carried = IDIOMS[name].adapt(params)
-    plain = jax.jit(jax.value_and_grad(IDIOMS[name].points["idiomatic"], has_aux=True))
+    trained, carried = BASELINES[name].adapt(params)
+    plain = jax.jit(jax.value_and_grad(BASELINES[name].points["idiomatic"], has_aux=True))
     (value, _), grads = plain(trained, carried, batch)
     return trained, carried, batch, value, grads
 
@@ -78,18 +72,18 @@ def test_an_optax_step_goes_around_a_jax_peer(library):
 
     trained, carried, batch, first, _ = case("resnet")
     fn, state = peer(library).program("resnet", trained, carried)
-    tx, parts = optax.sgd(0.01), peer(library).parts
+    tx = optax.sgd(0.01)
 
     @jax.jit
     def step(state, opt_state):
-        trainable, _ = parts(state)
-        value, grads = fn(state, batch)
-        grads, rest = parts(grads)
+        trainable, _ = state
+        value, (grads, rest) = fn(state, batch)
         updates, opt_state = tx.update(grads, opt_state, trainable)
-        return peer(library).whole(optax.apply_updates(trainable, updates), rest), opt_state, value
+        return (optax.apply_updates(trainable, updates), rest), opt_state, value
 
-    moved, opt_state, _ = step(state, tx.init(parts(state)[0]))
-    assert not all(jnp.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (parts(state)[1], parts(moved)[1]))))
+    moved, opt_state, _ = step(state, tx.init(state[0]))
+    rests = map(jax.tree.leaves, (state[1], moved[1]))
+    assert not all(jnp.array_equal(a, b) for a, b in zip(*rests))
     assert step(moved, opt_state)[-1] < first
 
 

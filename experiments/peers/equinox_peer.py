@@ -1,7 +1,7 @@
 """The works of the benchmark as users of Equinox write them: modules for one example, channels first, under jax.vmap.
 
 `program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
-`trained`, which with `carried` is what `bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
+`trained`, which with `carried` is what `bench.baselines` adapts a net's params to. state is (trainable, rest), and so
 is grads: its rest is what rest becomes, running statistics among it. `gradients` gives the structure and layout of `trained`.
 Batches come channels last: fn turns images round, which is part of what it costs.
 """
@@ -12,6 +12,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+
+from .layout import flat_order, is_weight, named, sizes
 
 
 class MLP(eqx.Module):
@@ -105,6 +107,9 @@ class LSTM(eqx.Module):
         (h, _), _ = jax.lax.scan(lambda hidden, x: (self.cell(x, hidden), None), (zeros, zeros), xs)
         return self.head(h)
 
+    def cell_weights(self):
+        return {"wx": self.cell.weight_ih, "wh": self.cell.weight_hh, "b": self.cell.bias}
+
 
 class GPTBlock(eqx.Module):
     norm1: eqx.nn.LayerNorm
@@ -149,58 +154,8 @@ class GPT(eqx.Module):
 
 def build(name, p):
     """The module of the sizes of p, and its state."""
-    make, key = eqx.nn.make_with_state, jax.random.key(0)
-    if name == "mlp":
-        return make(MLP)([p[0]["w"].shape[0], *(layer["w"].shape[1] for layer in p)], key=key)
-    if name == "cnn":
-        *convs, head = p
-        return make(CNN)([convs[0]["w"].shape[2], *(conv["w"].shape[3] for conv in convs)], head["w"].shape, key=key)
-    if name == "resnet":
-        blocks = [block["first"]["w"].shape[2:] for block in p["blocks"]]
-        return make(ResNet)(p["stem"]["w"].shape[2:], blocks, p["head"]["w"].shape, key=key)
-    if name == "lstm":
-        return make(LSTM)(p["cell"]["wx"].shape[0], p["head"]["w"].shape, key=key)
-    vocabulary, width = p["embedding"].shape
-    return make(GPT)(vocabulary, len(p["positions"]), width, 12 if name == "gpt2-124m" else 4, len(p["blocks"]), key=key)
-
-
-def named(name, m):
-    """The leaves of the module m in the structure of `trained`."""
-    def affine(m):
-        return {"w": m.weight, "b": m.bias}
-
-    def norm(m):
-        return {"scale": m.weight, "bias": m.bias}
-
-    def conv_norm(m):
-        return {"w": m.conv.weight, **norm(m.norm)}
-
-    if name == "mlp":
-        return [affine(layer) for layer in m.layers]
-    if name == "cnn":
-        return [*map(affine, m.convs), affine(m.head)]
-    if name == "resnet":
-        blocks = [{part: conv_norm(one) for part, one in vars(block).items() if one is not None} for block in m.blocks]
-        return {"stem": conv_norm(m.stem), "blocks": blocks, "head": affine(m.head)}
-    if name == "lstm":
-        return {"cell": {"wx": m.cell.weight_ih, "wh": m.cell.weight_hh, "b": m.cell.bias}, "head": affine(m.head)}
-    blocks = [{part: (norm if "norm" in part else affine)(getattr(block, part))
-               for part in ("norm1", "qkv", "out", "norm2", "up", "down")} for block in m.blocks]
-    return {"embedding": m.embedding.weight, "positions": m.positions.weight, "blocks": blocks, "norm": norm(m.norm)}
-
-
-def flat_order(name, tree, back=False):
-    """The rows of a cnn's head in the order of an image flattened channels first, rather than last; or back."""
-    if name != "cnn":
-        return tree
-    *convs, head = tree
-    channels, outputs = convs[-1]["w"].shape[-1], head["w"].shape[-1]
-    cube = head["w"].reshape((channels, -1, outputs) if back else (-1, channels, outputs))
-    return [*convs, {**head, "w": cube.swapaxes(0, 1).reshape(head["w"].shape)}]
-
-
-def is_weight(path):
-    return getattr(path[-1], "key", "") in ("w", "wx", "wh")
+    module = {"mlp": MLP, "cnn": CNN, "resnet": ResNet, "lstm": LSTM}.get(name, GPT)
+    return eqx.nn.make_with_state(module)(*sizes(name, p), key=jax.random.key(0))
 
 
 def load(name, model, trained):
@@ -254,11 +209,3 @@ def gradients(name, grads):
         return a.ravel() if a.ndim == 3 else a.T if is_weight(path) else a  # 3: the bias of a convolution
 
     return flat_order(name, jax.tree_util.tree_map_with_path(turn, named(name, grads[0])), back=True)
-
-
-def parts(state):
-    return state
-
-
-def whole(trainable, rest):
-    return trainable, rest

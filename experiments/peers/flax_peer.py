@@ -1,18 +1,21 @@
 """The works of the benchmark as users of Flax write them: NNX modules, split and merged at the edge of one jitted function.
 
 `program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
-`trained`, which with `carried` is what `bench.idiomatic` adapts a net's params to. state is (trainable, rest), and so
+`trained`, which with `carried` is what `bench.baselines` adapts a net's params to. state is (trainable, rest), and so
 is grads: its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+
+from .layout import sizes
 
 
 class MLP(nnx.Module):
@@ -98,7 +101,7 @@ class GPTBlock(nnx.Module):
 
 
 class GPT(nnx.Module):
-    def __init__(self, vocabulary, length, width, heads, blocks, *, dtype, rngs):
+    def __init__(self, vocabulary, length, width, heads, blocks, *, dtype=jnp.float32, rngs):
         self.embedding = nnx.Embed(vocabulary, width, dtype=dtype, rngs=rngs)
         self.positions = nnx.Embed(length, width, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([GPTBlock(width, heads, dtype=dtype, rngs=rngs) for _ in range(blocks)])
@@ -113,20 +116,9 @@ class GPT(nnx.Module):
 
 def build(name, p):
     """The module of the sizes of p."""
-    rngs = nnx.Rngs(0)
-    if name == "mlp":
-        return MLP([p[0]["w"].shape[0], *(layer["w"].shape[1] for layer in p)], rngs=rngs)
-    if name == "cnn":
-        *convs, head = p
-        return CNN([convs[0]["w"].shape[2], *(conv["w"].shape[3] for conv in convs)], head["w"].shape, rngs=rngs)
-    if name == "resnet":
-        blocks = [block["first"]["w"].shape[2:] for block in p["blocks"]]
-        return ResNet(p["stem"]["w"].shape[2:], blocks, p["head"]["w"].shape, rngs=rngs)
-    if name == "lstm":
-        return LSTM(p["cell"]["wx"].shape[0], p["head"]["w"].shape, rngs=rngs)
-    (vocabulary, width), length, large = p["embedding"].shape, len(p["positions"]), name == "gpt2-124m"
-    dtype = jnp.bfloat16 if large else jnp.float32
-    return GPT(vocabulary, length, width, 12 if large else 4, len(p["blocks"]), dtype=dtype, rngs=rngs)
+    modules = {"mlp": MLP, "cnn": CNN, "resnet": ResNet, "lstm": LSTM,
+               "gpt2-124m": partial(GPT, dtype=jnp.bfloat16)}
+    return modules.get(name, GPT)(*sizes(name, p), rngs=nnx.Rngs(0))
 
 
 def named(name, m):
@@ -192,11 +184,3 @@ def program(name, trained, carried):
 def gradients(name, grads):
     tree = named(name, grads[0])
     return jax.tree.map(lambda leaf: leaf.get_value(), tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))
-
-
-def parts(state):
-    return state
-
-
-def whole(trainable, rest):
-    return trainable, rest

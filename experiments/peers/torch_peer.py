@@ -2,7 +2,7 @@
 
 `program(name, trained, carried, batch) -> run`: run() is one loss and its backward pass, and returns the loss; step=True adds a
 step of AdamW, compiled="inductor" or another backend runs model and loss by torch.compile. Sizes are read from `trained`,
-which with `carried` is what `bench.idiomatic` adapts a net's params to. `gradients` gives what run() found the
+which with `carried` is what `bench.baselines` adapts a net's params to. `gradients` gives what run() found the
 structure and layout of `trained`.
 Runs on the GPU where there is one. Images have even sides: a stride of 2 then begins where JAX's "SAME" does.
 """
@@ -16,6 +16,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .layout import flat_order, is_weight, named, sizes
+
+
+class MLP(nn.Sequential):
+    def __init__(self, widths):
+        layers = [nn.Linear(i, o) for i, o in pairwise(widths)]
+        super().__init__(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
+        self.layers = layers  # a list: no modules twice
 
 
 class CNN(nn.Module):
@@ -75,6 +84,10 @@ class LSTM(nn.Module):
         _, (h, _) = self.lstm(x)
         return self.head(h[-1])
 
+    def cell_weights(self):
+        m = self.lstm
+        return {"wx": m.weight_ih_l0, "wh": m.weight_hh_l0, "b": m.bias_ih_l0}
+
 
 class GPTBlock(nn.Module):
     def __init__(self, width, heads):
@@ -107,56 +120,8 @@ class GPT(nn.Module):
 
 def build(name, p):
     """The module of the sizes of p, at random weights."""
-    if name == "mlp":
-        layers = [layer for one in p for layer in (nn.Linear(*one["w"].shape), nn.ReLU())]
-        return nn.Sequential(*layers[:-1])
-    if name == "cnn":
-        *convs, head = p
-        return CNN([convs[0]["w"].shape[2], *(conv["w"].shape[3] for conv in convs)], head["w"].shape)
-    if name == "resnet":
-        return ResNet(p["stem"]["w"].shape[2:], [block["first"]["w"].shape[2:] for block in p["blocks"]], p["head"]["w"].shape)
-    if name == "lstm":
-        return LSTM(p["cell"]["wx"].shape[0], p["head"]["w"].shape)
-    return GPT(len(p["embedding"]), *p["positions"].shape, 12 if name == "gpt2-124m" else 4, len(p["blocks"]))
-
-
-def named(name, m):
-    """The parameters of the module m in the structure of `trained`."""
-    def affine(m):
-        return {"w": m.weight, "b": m.bias}
-
-    def norm(m):
-        return {"scale": m.weight, "bias": m.bias}
-
-    def conv_norm(m):
-        return {"w": m.conv.weight, **norm(m.norm)}
-
-    if name == "mlp":
-        return [affine(layer) for layer in m if isinstance(layer, nn.Linear)]
-    if name == "cnn":
-        return [*map(affine, m.convs), affine(m.head)]
-    if name == "resnet":
-        blocks = [{part: conv_norm(one) for part, one in block.named_children()} for block in m.blocks]
-        return {"stem": conv_norm(m.stem), "blocks": blocks, "head": affine(m.head)}
-    if name == "lstm":
-        cell = {"wx": m.lstm.weight_ih_l0, "wh": m.lstm.weight_hh_l0, "b": m.lstm.bias_ih_l0}
-        return {"cell": cell, "head": affine(m.head)}
-    blocks = [{part: (norm if "norm" in part else affine)(one) for part, one in block.named_children()} for block in m.blocks]
-    return {"embedding": m.embedding.weight, "positions": m.positions.weight, "blocks": blocks, "norm": norm(m.norm)}
-
-
-def flat_order(name, tree, back=False):
-    """The rows of a cnn's head in the order of an image flattened channels first, rather than last; or back."""
-    if name != "cnn":
-        return tree
-    *convs, head = tree
-    channels, outputs = convs[-1]["w"].shape[-1], head["w"].shape[-1]
-    cube = head["w"].reshape((channels, -1, outputs) if back else (-1, channels, outputs))
-    return [*convs, {**head, "w": cube.swapaxes(0, 1).reshape(head["w"].shape)}]
-
-
-def is_weight(path):
-    return getattr(path[-1], "key", "") in ("w", "wx", "wh")
+    module = {"mlp": MLP, "cnn": CNN, "resnet": ResNet, "lstm": LSTM}.get(name, GPT)
+    return module(*sizes(name, p))
 
 
 def load(name, model, trained, carried):

@@ -22,15 +22,16 @@ class Options:
     """Measure loss and gradients of a workload in alternating fresh processes: time, memory, seconds to compile."""
 
     work: Positional[str]
-    """mlp, cnn, resnet, lstm, gpt, gpt50k, gpt2-124m, or your own file.py:function returning (net, loss, batches)."""
+    """Your own file.py:function returning (net, loss, batches), or in a checkout of the project mlp,
+    cnn, resnet, lstm, gpt, gpt50k, gpt2-124m."""
     against: str = "jax"
-    """Peers, by commas: jax, jax-tuned, flax, equinox, torch, torch-compile."""
+    """Peers, by commas: jax, jax-tuned; for a named work flax, equinox, torch, torch-compile too."""
     step: bool = False
     """A whole training step with Adam in place of loss and gradients."""
     rounds: int = 3
-    """How often every arm has its turn; medians are told."""
+    """How often every program has its turn; medians are told."""
     seconds: float = 2.0
-    """How long an arm runs in each of its turns, three runs at least."""
+    """How long a program runs in each of its turns, three runs at least."""
     seed: int = 0
     """Of weights and batch."""
     json: bool = False

@@ -29,8 +29,8 @@ class Options:
     """Compare the hand-written gradients with jax.grad's on one batch: error, bytes kept, FLOPs, time, for every layer."""
 
     model: Positional[str]
-    """A model's name, or your own file.py:function returning (net, loss, batches). With --against a work of bench: mlp, cnn,
-    resnet, lstm, gpt, gpt50k, gpt2-124m, or your own."""
+    """A model's name, or your own file.py:function returning (net, loss, batches). With --against a
+    work of bench: your own, or in a checkout mlp, cnn, resnet, lstm, gpt, gpt50k, gpt2-124m."""
     against: str = ""
     """Draw the frontier, time against memory, with the points of these peers, by commas: jax, jax-tuned, flax, equinox, torch,
     torch-compile."""
@@ -41,7 +41,7 @@ class Options:
     data: str | None = None
     """Other data for a model with a name, as for train."""
     pairs: int = 20
-    """How often the two arms take turns; medians are told."""
+    """How often the two programs take turns; medians are told."""
     rounds: int = 3
     """How often every point of the frontier has its turn, in a fresh process; medians are told."""
     seconds: float = 2.0
@@ -116,7 +116,7 @@ def of_model(options: Options) -> Given:
 
 def of_work(options: Options) -> Given:
     """As bench makes it, so that layers and frontier speak of the same net."""
-    from ..comparison.bench.works import find_work
+    from ..comparison.bench.work import find_work
 
     work = find_work(options.model)
     return Given(work.net, work.loss, lambda: work.params(options.seed), work.batch(options.seed), work.narrow)
@@ -134,7 +134,7 @@ def measured(options: Options) -> Benchmark:
 
 
 def show(console: Console, found: Comparison, bound: float | None) -> None:
-    """The layers as a table, then both arms as a whole."""
+    """The layers as a table, then both programs as a whole."""
     right = [Column(name, justify="right") for name in (
         "runs", "error", "kept", "by jax.vjp", "forward", "dx", "dparams", "ms", "by jax.vjp")]
     table = Table("layer", *right, title="each layer by itself: bytes kept, FLOPs, milliseconds there and back")
@@ -145,8 +145,9 @@ def show(console: Console, found: Comparison, bound: float | None) -> None:
     console.print(table)
     heads = (Column(name, justify="right") for name in ("ms", "temporary MB", "compile s", "FLOPs"))
     whole = Table("loss and gradients", *heads)
-    for name, arm in (("by hand", found.manual), ("jax.grad", found.auto)):
-        whole.add_row(name, f"{arm.ms:.2f}", f"{arm.temp_bytes / 1e6:.2f}", f"{arm.compile_s:.2f}", short(arm.flops))
+    for name, cost in (("by hand", found.manual), ("jax.grad", found.auto)):
+        whole.add_row(name, f"{cost.ms:.2f}", f"{cost.temp_bytes / 1e6:.2f}",
+                      f"{cost.compile_s:.2f}", short(cost.flops))
     ratio = found.as_json["ratio"]
     whole.add_row("ratio", *(f"{ratio[key]:.2f}" for key in ("time", "memory", "compile")),
                   f"{found.manual.flops / max(1, found.auto.flops):.2f}")

@@ -53,8 +53,8 @@ class LayerCost:
 
 
 @dataclass
-class Arm:
-    """The jitted loss and gradients of one arm: median milliseconds, XLA's temporary bytes, seconds to compile, FLOPs."""
+class ProgramCost:
+    """Loss and gradients, jitted: median ms, XLA's temporary bytes, seconds to compile, FLOPs."""
 
     ms: float
     temp_bytes: int
@@ -67,34 +67,37 @@ class Comparison:
     """layers in the order they run, the loss last; time: the median ratio, manual over auto, of runs that alternate."""
 
     layers: list[LayerCost]
-    manual: Arm
-    auto: Arm
+    manual: ProgramCost
+    auto: ProgramCost
     time: float
     forward_flops: int
     max_gradient_error: float
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """Flat but for layers and the two arms; ratio holds manual over auto."""
+        """Flat but for layers and the two programs; ratio holds manual over auto."""
         ratio = {"time": self.time, "memory": self.manual.temp_bytes / max(1, self.auto.temp_bytes),
                  "compile": self.manual.compile_s / self.auto.compile_s}
         return {**{key: value for key, value in asdict(self).items() if key != "time"}, "ratio": ratio}
 
 
 def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int = 20, layers: bool = True) -> Comparison:
-    """Measures both arms on one batch. pairs: how often they take turns. layers=False leaves the layers out, most of the time.
+    """Measures both programs on one batch. pairs: how often they take turns. layers=False leaves the
+    layers out, most of the time.
 
     Raises what the layers raise on a wrong batch or wrong params.
     """
     batch = jax.tree.map(jnp.asarray, batch)
     rows = of_layers(net, loss, params, batch, max(3, pairs // 2)) if layers else []
     programs, measured = {}, {}
-    for name, arm in (("manual", value_and_grad(net, loss)), ("auto", auto_value_and_grad(net, loss))):
-        lowered, began = jax.jit(arm).lower(params, batch), time.perf_counter()
+    both = {"manual": value_and_grad(net, loss), "auto": auto_value_and_grad(net, loss)}
+    for name, fn in both.items():
+        lowered, began = jax.jit(fn).lower(params, batch), time.perf_counter()
         compiled = lowered.compile()
         seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
         programs[name] = partial(compiled, params, batch)
-        measured[name] = Arm(0.0, memory.temp_size_in_bytes if memory else 0, seconds, count_flops(arm, params, batch))
+        temp_bytes = memory.temp_size_in_bytes if memory else 0
+        measured[name] = ProgramCost(0.0, temp_bytes, seconds, count_flops(fn, params, batch))
     spent = take_turns(programs, pairs)
     for name, each in measured.items():
         each.ms = float(np.median(spent[name]))

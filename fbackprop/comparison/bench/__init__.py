@@ -1,1 +1,1 @@
-"""Workloads, and how what computes their loss and gradients is measured."""
+"""Programs for loss and gradients of a network, measured in fresh processes."""

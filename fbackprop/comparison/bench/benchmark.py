@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ...errors import Problem
@@ -88,29 +87,20 @@ def peers_of(words: str) -> tuple[str, ...]:
 def points_of(work: str, peers: tuple[str, ...], every: bool) -> list[Point]:
     """What is to be measured, by hand first: `every` named setting, or the first alone.
 
-    Raises Problem for a work or a peer that is not there.
+    Raises Problem for a work that is not there, or a peer that it does not have.
     """
-    from .idiomatic import IDIOMS
-    from .own import checkpointed
-    from .works import FULL, find_work
+    from .work import FULL, find_work
 
     here = find_work(work)
-    others = [peer for peer in peers if peer not in ("jax", "jax-tuned")]
-    if others and work not in IDIOMS:
-        raise Problem(f"`against` {','.join(others)}: expected jax or jax-tuned, for {work} is no other peer's. Leave "
-                      f"{','.join(others)} out")
-    for peer in others:
-        name = f"{peer.removesuffix('-compile')}_peer.py"
-        if not (Path("experiments") / "peers" / name).exists():
-            raise Problem(f"`against` {peer}: expected experiments/peers/{name} in the working directory, found none. An "
-                          "installed package holds no peers: clone the repository and go to its root")
-    settings = list(IDIOMS[work].points if work in IDIOMS else checkpointed(here.net))
+    others = ",".join(peer for peer in peers if peer not in here.peers)
+    if others:
+        raise Problem(f"`against` {others}: expected {' or '.join(here.peers)}, for {work} is no "
+                      f"other peer's. Leave {others} out")
+    settings = list(here.settings)
     points = [Point("manual", name) for name in (here.points if every else [FULL])]
     for peer in peers:
-        if peer == "jax-tuned":
-            points += [Point(peer, name) for name in settings]
-        else:
-            points.append(Point(peer, settings[0] if peer == "jax" else "idiomatic"))
+        names = settings if peer == "jax-tuned" else settings[:1]
+        points += [Point(peer, name) for name in names]
     return points
 
 

@@ -1,4 +1,4 @@
-"""Arms in turns, each in a fresh process; medians, and the ratio of the hand-written chain to every other, pair by pair."""
+"""Programs in turns, each in a fresh process; medians, and ratios by hand over others, in pairs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Point:
 
 def ask(request: dict[str, Any]) -> dict[str, Any]:
     """What one process says. Raises Failure with its last line where it says nothing: out of memory, a peer that broke."""
-    command = [sys.executable, "-m", "fbackprop.comparison.bench.arm", json.dumps(request)]
+    command = [sys.executable, "-m", "fbackprop.comparison.bench.process", json.dumps(request)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
@@ -51,9 +51,9 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_turns(work: str, points: Iterable[Point], rounds: int, seconds: float, seed: int, step: bool, say: Say) -> list[Point]:
+def in_turns(work: str, points: list[Point], rounds: int, seconds: float, seed: int, step: bool,
+             say: Say) -> None:
     """Every point once a round, forwards and backwards alternately, so that a drift of the machine falls on all alike."""
-    points = list(points)
     for turn in range(rounds):
         for point in points[:: 1 if turn % 2 == 0 else -1]:
             say(f"{work}, round {turn + 1} of {rounds}: {point.peer} {point.name}")
@@ -62,7 +62,6 @@ def in_turns(work: str, points: Iterable[Point], rounds: int, seconds: float, se
             point.ms.append(found["ms"])
             point.compile_s.append(found["compile_s"])
             point.temp_mb, point.peak_mb, point.value = found["temp_mb"], found.get("peak_mb"), found["value"]
-    return points
 
 
 def ratio(a: Point, b: Point) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -11,7 +11,9 @@ from ...layer import Layer
 from ...memory.planner import plans
 from ...memory.schedule import Schedule, with_schedules
 from ...tuning import with_settings
-from .works import Work
+
+if TYPE_CHECKING:
+    from .work import Work
 
 
 def planned_for(work: Work) -> list[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """The same losses as JAX's own users write them, for jax.grad; and every setting of it that an expert would try.
 
-An Idiom's `loss(trained, carried, batch) -> (value, carried)` knows nothing of layers. `adapt` takes the hand-written net's
-params, or its gradients, to the trees it wants. The first of `points` is the idiomatic one, the others are tuned.
+A Baseline's `loss(trained, carried, batch) -> (value, carried)` knows nothing of layers. `adapt`
+converts the hand-written net's params, or its gradients, to the trees of this loss. The first of
+`points` is the idiomatic one, the others are tuned.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ...params import Next, State, Tree
+from fbackprop.params import Next, State, Tree
 
 Loss = Callable[[Tree, Tree, Any], tuple[jax.Array, Tree]]
 KEPT = jax.checkpoint_policies
@@ -24,7 +25,7 @@ DOTS = KEPT.dots_with_no_batch_dims_saveable
 
 
 @dataclass(frozen=True)
-class Idiom:
+class Baseline:
     """`adapt(params) -> (trained, carried)`; points: by name, the first as users write it."""
 
     adapt: Callable[[Tree], tuple[Tree, Tree]]
@@ -239,7 +240,7 @@ def of_gpt(params: Tree) -> tuple[Tree, Tree]:
     return {"embedding": embedding["w"], "positions": positions["w"], "blocks": each, "norm": norm}, ()
 
 
-def of_gpts(heads: int, chunks: int, dtype: Any = jnp.float32) -> Idiom:
+def of_gpts(heads: int, chunks: int, dtype: Any = jnp.float32) -> Baseline:
     remat, dots = jax.checkpoint, partial(jax.checkpoint, policy=DOTS)
     saveable = partial(jax.checkpoint, policy=KEPT.dots_saveable)
     settings: dict[str, dict[str, Any]] = {
@@ -249,20 +250,20 @@ def of_gpts(heads: int, chunks: int, dtype: Any = jnp.float32) -> Idiom:
         "scan,_dots": {"scan": True, "wrap": dots}, "scan,_checkpoint": {"scan": True, "wrap": remat},
         "scan,_dots,_chunked_head": {"scan": True, "wrap": dots, "chunks": chunks},
         "scan,_checkpoint,_chunked_head": {"scan": True, "wrap": remat, "chunks": chunks}}
-    return Idiom(of_gpt, points(partial(gpt, heads=heads, dtype=dtype), **settings))
+    return Baseline(of_gpt, points(partial(gpt, heads=heads, dtype=dtype), **settings))
 
 
 REMAT, SAVED_DOTS = {"wrap": jax.checkpoint}, {"wrap": partial(jax.checkpoint, policy=KEPT.dots_saveable)}
 INSIDE, FIRST = {"outside": False}, {"pool_first": True}
-IDIOMS = {
-    "mlp": Idiom(of_mlp, points(mlp, checkpoint_a_layer=REMAT, dots_policy=SAVED_DOTS)),
-    "cnn": Idiom(of_mlp, points(
+BASELINES = {
+    "mlp": Baseline(of_mlp, points(mlp, checkpoint_a_layer=REMAT, dots_policy=SAVED_DOTS)),
+    "cnn": Baseline(of_mlp, points(
         cnn, pool_of_four={"pool": pool_of_four}, pool_of_slices={"pool": pool_of_slices},
         checkpoint_a_stage=REMAT, pool_of_four_checkpoint={"pool": pool_of_four, **REMAT},
         pool_of_slices_checkpoint={"pool": pool_of_slices, **REMAT}, slices_before_relu={"pool": pool_of_slices, **FIRST},
         slices_before_relu_checkpoint={"pool": pool_of_slices, **FIRST, **REMAT})),
-    "resnet": Idiom(of_resnet, points(resnet, checkpoint_a_block=REMAT, dots_policy=SAVED_DOTS)),
-    "lstm": Idiom(of_lstm, points(
+    "resnet": Baseline(of_resnet, points(resnet, checkpoint_a_block=REMAT, dots_policy=SAVED_DOTS)),
+    "lstm": Baseline(of_lstm, points(
         lstm, product_inside=INSIDE, unroll_4={"unroll": 4}, checkpoint_a_step=REMAT, dots_policy=SAVED_DOTS,
         _8_segments={"segments": 8}, inside_checkpoint={**INSIDE, **REMAT}, inside_dots_policy={**INSIDE, **SAVED_DOTS},
         inside_8_segments={**INSIDE, "segments": 8}, inside_16_segments={**INSIDE, "segments": 16},

@@ -1,4 +1,4 @@
-"""A process that measures: `python -m fbackprop.comparison.bench.serve` answers JSON lines by JSON lines.
+"""A process that measures: `python -m bench.serve` answers JSON lines by JSON lines.
 
 The process ends with its standard input, so a killed parent leaves no process on the device.
 """
@@ -13,7 +13,8 @@ from queue import Queue
 from threading import Thread
 from typing import Any
 
-from ...errors import Problem
+from fbackprop.errors import Problem
+
 from .worker import one_line
 
 

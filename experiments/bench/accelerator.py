@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ...distributed.mesh import data_parallel, devices, replicate, shard
-from ...gradients import value_and_grad
-from ...jaxprs.flops import count_flops
-from ...params import Tree, split
-from ...verify.cases import CASES, Case
-from ...verify.check import draw_params
-from ...verify.oracles import Point, quick_jit
-from ...verify.subject import cast, layer_subject
-from ..costs import relative
-from . import arm as arms
-from .idiomatic import IDIOMS
+from fbackprop.comparison.bench.process import counts, matmul_peak, settle_heap
+from fbackprop.comparison.bench.program import Program, host, measure, of_chain
+from fbackprop.comparison.costs import relative
+from fbackprop.distributed.mesh import data_parallel, devices, replicate, shard
+from fbackprop.gradients import value_and_grad
+from fbackprop.params import Tree
+from fbackprop.verify.cases import CASES, Case
+from fbackprop.verify.check import draw_params
+from fbackprop.verify.oracles import Point, quick_jit
+from fbackprop.verify.subject import cast, layer_subject
+
+from .programs import load_peer, measure_torch, of_loss
 from .worker import one_line
-from .works import Work, find_work
+from .works import NamedWork, find_named
 
 SEED = 0
 REMAT = re.compile(r"\b(checkpoint|remat\d?)\[")  # how jax.checkpoint prints in a jaxpr
@@ -46,52 +48,53 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 def about(request: dict[str, Any]) -> dict[str, Any]:
     """Returns the device, and the facts of each work."""
-    works = {name: facts(find_work(name, request["small"])) for name in request["works"]}
+    works = {name: facts(find_named(name, request["small"])) for name in request["works"]}
     return {"backend": jax.default_backend(), "device": jax.devices()[0].device_kind,
             "count": jax.local_device_count(), "small": request["small"], "works": works}
 
 
-def facts(work: Work) -> dict[str, Any]:
-    """Counts what a batch holds, and the FLOPs of loss and gradients by hand. Runs nothing."""
-    unit, count = work.counted
-    params, batch = jax.eval_shape(lambda: (work.params(SEED), work.batch(SEED)))
-    return {"dtype": "bfloat16" if work.narrow else "float32", "unit": unit, "batch": count,
-            "params": sum(leaf.size for leaf in jax.tree.leaves(split(params)[0])),
-            "flops": count_flops(value_and_grad(work.net, work.loss), params, batch)}
+def facts(work: NamedWork) -> dict[str, Any]:
+    """Counts what a batch holds, the weights, and the FLOPs of loss and gradients by hand."""
+    x = jax.tree.leaves(jax.eval_shape(partial(work.batch, SEED)))[0]
+    text = jnp.issubdtype(x.dtype, jnp.integer)
+    return {"dtype": "bfloat16" if work.narrow else "float32",
+            "unit": "tokens" if text else "examples", "batch": x.size if text else len(x),
+            **counts(work)}
 
 
 def peak(request: dict[str, Any]) -> dict[str, Any]:
     """Measures the best matrix product in both dtypes; a CPU computes bfloat16 by float32."""
-    of = lambda narrow: arms.matmul_peak(narrow, request["seconds"])["flops_per_s"]
+    of = lambda narrow: matmul_peak(narrow, request["seconds"])["flops_per_s"]
     return {"float32": of(False), "bfloat16": None if jax.default_backend() == "cpu" else of(True)}
 
 
 def measured(request: dict[str, Any]) -> dict[str, Any]:
-    """Measures an arm, and compares its gradients with those of the first arm of the row."""
-    arms.settle_heap()
-    work, peer = find_work(request["work"], request["small"]), request["peer"]
-    seconds = request["seconds"]
+    """Measures a program, and compares its gradients with those of the row's first program."""
+    settle_heap()
+    work, peer = find_named(request["work"], request["small"]), request["peer"]
+    batch, seconds = work.batch(SEED), request["seconds"]
     look = partial(compared, Path(request["gradients"]), request["first"])
     if peer.startswith("torch"):
         if request["quick"]:
-            arms.load_peer(peer).torch.set_num_threads(1)  # busy threads disturb each other
-        return arms.measure_torch(work, peer, False, SEED, seconds, look, request["compiler"])
-    arm, batch = arms.arm_of(work, peer, request["point"], SEED), work.batch(SEED)
+            load_peer("torch").torch.set_num_threads(1)  # busy threads disturb each other
+        backend = request["compiler"] if peer == "torch-compile" else None
+        return measure_torch(work.name, *work.weights(SEED), batch, False, seconds, backend, look)
+    program = work.program(peer, request["point"], SEED)
     if request["all_devices"]:
-        arm, batch = shared(work, arm, batch)
-    return arms.measure_jax(arm, batch, False, seconds, look)
+        program, batch = shared(work, program, batch)
+    return measure(program, batch, False, seconds, look)
 
 
-def shared(work: Work, arm: arms.Arm, batch: Any) -> tuple[arms.Arm, Any]:
-    """Returns the arm by hand and its batch, shared by all devices."""
+def shared(work: NamedWork, program: Program, batch: Any) -> tuple[Program, Any]:
+    """Returns the program by hand and its batch, shared by all devices."""
     mesh = devices()
-    fn = arms.of_chain(data_parallel(value_and_grad(work.net, work.loss), mesh), ()).fn
-    trained, carried = (replicate(each, mesh) for each in (arm.trained, arm.carried))
-    return arm._replace(fn=fn, trained=trained, carried=carried), shard(batch, mesh)
+    fn = of_chain(data_parallel(value_and_grad(work.net, work.loss), mesh), ()).fn
+    trained, carried = (replicate(each, mesh) for each in (program.trained, program.carried))
+    return program._replace(fn=fn, trained=trained, carried=carried), shard(batch, mesh)
 
 
 def compared(path: Path, first: bool, grads: Tree) -> dict[str, Any]:
-    """Saves the gradients of the first arm. Compares others, relative to each leaf's largest."""
+    """Saves the gradients of the first program. Compares others, relative to a leaf's largest."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
     if first:
         np.savez(path, *leaves)
@@ -103,13 +106,13 @@ def compared(path: Path, first: bool, grads: Tree) -> dict[str, Any]:
 
 def tuned(request: dict[str, Any]) -> dict[str, Any]:
     """Compiles the settings of jax.grad, runs none, and picks two of them."""
-    work = find_work(request["work"], request["small"])
+    work = find_named(request["work"], request["small"])
     batch = jax.eval_shape(partial(work.batch, SEED))
-    weights = jax.eval_shape(lambda: IDIOMS[work.name].adapt(work.params(SEED)))
-    settings = arms.settings_of(work)
+    weights = jax.eval_shape(lambda: work.baseline.adapt(work.params(SEED)))
+    settings = work.settings_here
 
     def size(name: str) -> int:
-        fn = arms.of_loss(settings[name], *weights).fn
+        fn = of_loss(settings[name], *weights).fn
         analysis: Any = jax.jit(fn).lower(*weights, batch).compile().memory_analysis()
         return analysis.temp_size_in_bytes
 
@@ -171,11 +174,11 @@ def layer_difference(case: Case) -> float:
         rule = quick_jit(subject.rule)
 
         def gradients(at: Point, device: Any) -> list[Any]:
-            found = arms.host(rule(*jax.device_put((at.theta, at.fixed, at.dy), device)))
+            found = host(rule(*jax.device_put((at.theta, at.fixed, at.dy), device)))
             return [found[leaf.slice] for leaf in subject.leaves]
 
         reference = point.astype(np.float64) if here == cpu else point
         return relative(gradients(point, here), gradients(reference, cpu))
 
 
-ANSWERS = {"about": about, "peak": peak, "arm": measured, "tuned": tuned, "layers": layers}
+ANSWERS = {"about": about, "peak": peak, "program": measured, "tuned": tuned, "layers": layers}

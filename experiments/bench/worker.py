@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[3]
-SERVE = (sys.executable, "-m", "fbackprop.comparison.bench.serve")
+ROOT = Path(__file__).resolve().parents[2]
+SERVE = (sys.executable, "-m", "bench.serve")
 LENGTH = 300  # characters of a reason
 ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # or JAX takes most of a GPU's memory at its start
@@ -47,7 +47,8 @@ class Worker:
     """A process that answers one request after another."""
 
     def __init__(self, environment: dict[str, str], command: Sequence[str] = SERVE) -> None:
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        places = (str(ROOT), str(ROOT / "experiments"), os.environ.get("PYTHONPATH"))
+        path = os.pathsep.join(filter(None, places))
         environment = {**os.environ, **ENVIRONMENT, **environment, "PYTHONPATH": path}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by end)
         self.process = subprocess.Popen(

@@ -1,0 +1,159 @@
+"""The named works of `fbackprop bench`: nets, losses, batches, settings of the hand-written chain.
+
+Sizes, two cores in mind: mlp 784-1024-1024-10 relu, B 128. cnn 28x28x1, two stages of a 3x3 convolution (32, 64), relu and
+2x2 max pooling, dense, B 128. resnet 32x32x3, stem 32, stages 32 64 128 of two blocks, B 32. lstm input 64, H 256, T 128,
+last state to 10 classes, B 32. gpt D 256, 4 heads, 8 blocks, T 512, V 1024, B 4; gpt50k the same with 4 blocks, T 256,
+V 50257. gpt2-124m, for accelerators: D 768, 12 heads, 12 blocks, T 1024, V 50257, B 16, in bfloat16, weights float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import partial
+from typing import Any
+
+import jax
+
+from fbackprop.comparison.bench.benchmark import PEERS
+from fbackprop.comparison.bench.program import Program, host
+from fbackprop.comparison.bench.work import FULL, Work
+from fbackprop.errors import Problem
+from fbackprop.layer import Layer
+from fbackprop.losses.cross_entropy import softmax_cross_entropy
+from fbackprop.models.convnet import convnet
+from fbackprop.models.gpt import gpt
+from fbackprop.models.lstm import lstm_classifier
+from fbackprop.models.mlp import mlp
+from fbackprop.models.resnet import resnet
+from fbackprop.params import Tree, merge
+from fbackprop.precision import PRECISIONS, with_precision
+
+from .baselines import BASELINES, Baseline
+from .programs import measure_torch, of_loss, of_module
+
+
+class NamedWork(Work):
+    """A work that other libraries compute too. `named` of each program gives the structure of the
+    baseline's weights.
+    """
+
+    peers = PEERS
+
+    @property
+    def baseline(self) -> Baseline:
+        return BASELINES[self.name]
+
+    @property
+    def settings(self) -> dict[str, Callable]:
+        """Returns the baseline's settings, the idiomatic one first."""
+        return {**self.baseline.points}
+
+    @property
+    def settings_here(self) -> dict[str, Callable]:
+        """Adds the attention that cuDNN fuses, on a GPU in bfloat16."""
+        if not self.narrow or jax.default_backend() != "gpu":
+            return self.settings
+        fused = partial(self.settings["idiomatic"], implementation="cudnn")
+        return {**self.settings, "cudnn attention": fused}
+
+    def weights(self, seed: int) -> tuple[Tree, Tree]:
+        """Returns the weights as the baseline has them, trained and carried."""
+        return jax.jit(self.baseline.adapt)(self.params(seed))
+
+    def program(self, peer: str, point: str, seed: int,
+                plan: dict[str, Any] | None = None) -> Program:
+        """Returns loss and gradients by `peer` at `point`. plan: of the hand-written chain."""
+        if peer == "manual":
+            chain = super().program(peer, point, seed, plan)
+            adapt = self.baseline.adapt
+            return chain._replace(named=lambda grads: adapt(merge(grads, host(chain.carried)))[0])
+        if peer in ("flax", "equinox"):
+            return of_module(peer, self.name, *self.weights(seed))
+        return of_loss(self.settings_here[point], *self.weights(seed))
+
+    def measure(self, peer: str, point: str, seed: int, plan: dict[str, Any] | None, step: bool,
+                seconds: float) -> dict[str, Any]:
+        """Measures a program, of PyTorch too, or a training step with it, for `seconds`."""
+        if not peer.startswith("torch"):
+            return super().measure(peer, point, seed, plan, step, seconds)
+        backend = "inductor" if peer == "torch-compile" else None
+        return measure_torch(
+            self.name, *self.weights(seed), self.batch(seed), step, seconds, backend)
+
+
+def images(*shape: int) -> Callable[[int], tuple[jax.Array, jax.Array]]:
+    """Normal numbers and one of ten classes each."""
+    def batch(seed: int) -> tuple[jax.Array, jax.Array]:
+        x, target = jax.random.split(jax.random.key(seed))
+        return jax.random.normal(x, shape), jax.random.randint(target, shape[:1], 0, 10)
+
+    return batch
+
+
+def tokens(vocabulary: int, *shape: int) -> Callable[[int], Any]:
+    """Tokens, and the next of each."""
+    def batch(seed: int) -> tuple[jax.Array, jax.Array]:
+        x, target = jax.random.split(jax.random.key(seed))
+        return jax.random.randint(x, shape, 0, vocabulary), jax.random.randint(target, shape, 0, vocabulary)
+
+    return batch
+
+
+def at(make: Callable[..., Layer], **settings: dict[str, Any]) -> dict[str, Callable[[], Layer]]:
+    """`make` under every setting, by the setting's name in words."""
+    return {FULL: make, **{name.replace("_", " "): partial(make, **options) for name, options in settings.items()}}
+
+
+def _narrow_gpt(vocabulary: int, length: int, features: int, heads: int, blocks: int) -> Layer:
+    return with_precision(gpt(vocabulary, length, features, heads, blocks), PRECISIONS["bfloat16"])
+
+
+CLASSES = softmax_cross_entropy()
+WORKS = {work.name: work for work in (
+    NamedWork("mlp", at(partial(mlp, (1024, 1024))), CLASSES, images(128, 784)),
+    NamedWork("cnn", at(convnet), CLASSES, images(128, 28, 28, 1)),
+    NamedWork("resnet", at(resnet), CLASSES, images(32, 32, 32, 3)),
+    NamedWork(
+        "lstm",
+        at(partial(lstm_classifier, 256, segment=8, remake="nothing"),
+           gates_of_8_steps_remade={"segment": 8, "remake": "gates"},
+           gates_of_4_steps_remade={"segment": 4, "remake": "gates"},
+           remade_segments_of_8={"segment": 8, "remake": "carries"},
+           remade_segments_of_4={"segment": 4, "remake": "carries"}),
+        CLASSES, images(32, 128, 64)),
+    NamedWork(
+        "gpt",
+        at(partial(gpt, 1024, 512), written_out={"unroll": True}, whole_attention={"block": None}),
+        None, tokens(1024, 4, 512)),
+    NamedWork(
+        "gpt50k",
+        at(partial(gpt, 50257, 256, blocks=4), written_out={"unroll": True},
+           chunks_of_128={"chunk": 128}, chunks_of_64={"chunk": 64}),
+        None, tokens(50257, 4, 256)),
+    NamedWork("gpt2-124m", at(partial(_narrow_gpt, 50257, 1024, 768, 12, 12)), None,
+              tokens(50257, 16, 1024), narrow=True),
+)}
+
+# The same works with small sizes, to rehearse a measurement on a CPU.
+# Every setting of WORKS and BASELINES fits these sizes.
+SMALL_LSTM = partial(lstm_classifier, 16, segment=8, remake="nothing")
+SMALL = {work.name: work for work in (
+    NamedWork("mlp", at(partial(mlp, (32, 32))), CLASSES, images(8, 64)),
+    NamedWork("cnn", at(partial(convnet, (4, 8))), CLASSES, images(4, 8, 8, 1)),
+    NamedWork("resnet", at(partial(resnet, (4, 8), 1)), CLASSES, images(4, 8, 8, 3)),
+    NamedWork("lstm", at(SMALL_LSTM), CLASSES, images(4, 16, 8)),
+    NamedWork("gpt", at(partial(gpt, 64, 32, 32, 4, 2)), None, tokens(64, 4, 32)),
+    NamedWork("gpt50k", at(partial(gpt, 512, 16, 32, 4, 1)), None, tokens(512, 4, 16)),
+    NamedWork("gpt2-124m", at(partial(_narrow_gpt, 64, 32, 48, 12, 1)), None, tokens(64, 4, 32),
+              narrow=True),
+)}
+
+
+def find_named(name: str, small: bool = False) -> NamedWork:
+    """Returns a named work. Raises Problem where there is none."""
+    if name in WORKS:
+        return (SMALL if small else WORKS)[name]
+    close = get_close_matches(name, WORKS, 1)
+    hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
+    raise Problem(f"work {name!r}: expected one of {', '.join(WORKS)} or file.py:function. {hint}")

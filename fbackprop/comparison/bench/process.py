@@ -1,0 +1,75 @@
+"""Measures one program of a benchmark in a process of its own, which prints one JSON line.
+
+    python -m fbackprop.comparison.bench.process '{"work": "file.py:function", ...}'
+
+A fresh process for every measurement, so that no program finds the caches, threads or memory that
+another has left.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ...gradients import value_and_grad
+from ...jaxprs.flops import count_flops
+from ...params import split
+from ..costs import apart
+from .plans import planned_for
+from .program import timed
+from .work import Work, find_work
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Answers `measure.ask`: a program's figures, the check, plans, or the device's peak."""
+    work, peer = find_work(request["work"]), request["peer"]
+    if peer == "peak":
+        return matmul_peak(work.narrow, request["seconds"])
+    if peer == "check":
+        return checked(work, request["seed"])
+    if peer == "plans":
+        return {"plans": planned_for(work)}
+    settle_heap()
+    return work.measure(**{key: value for key, value in request.items() if key != "work"})
+
+
+def matmul_peak(narrow: bool, seconds: float) -> dict[str, Any]:
+    """FLOPs a second of this device's best square product: what every share is a share of."""
+    on_cpu = jax.default_backend() == "cpu"
+    n, dtype = 2048 if on_cpu else 8192, jnp.bfloat16 if narrow and not on_cpu else jnp.float32
+    a = jnp.ones((n, n), dtype)
+    product = jax.jit(jnp.matmul)
+    return {"flops_per_s": 2 * n**3 / timed(lambda: jax.block_until_ready(product(a, a)), seconds) * 1e3, "n": n}
+
+
+def checked(work: Work, seed: int) -> dict[str, Any]:
+    """Compares the gradients by hand with the oracle, at these very sizes; adds facts."""
+    error = None if work.narrow else apart(work.net, work.loss, work.params(seed), work.batch(seed))
+    return {"gradient_error": error, **counts(work), "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__}
+
+
+def counts(work: Work) -> dict[str, int]:
+    """Counts the FLOPs of loss and gradients by hand, and the weights. Runs nothing."""
+    params, batch = jax.eval_shape(lambda: (work.params(0), work.batch(0)))
+    return {"flops": count_flops(value_and_grad(work.net, work.loss), params, batch),
+            "params": sum(leaf.size for leaf in jax.tree.leaves(split(params)[0]))}
+
+
+def settle_heap() -> None:
+    """Sets glibc's thresholds as in any process that has freed an array of 32 MB, such as a data set.
+
+    Otherwise the holes that the creation of the weights left in the heap decide whether the memory
+    that a run frees goes back to the system and is cleared again for the next run: 0.4 of the mlp's
+    time, for the same instructions.
+    """
+    np.empty(2**25 - 2**16, np.uint8)  # the largest that still moves them; freed at once
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
