@@ -109,6 +109,11 @@ class Sweep:
     def memory(self, name: str) -> list[float]:
         return [each.bytes for each in self.found[name]]
 
+    def row(self, name: str) -> tuple:
+        memory = self.memory(name)
+        values = ", ".join(map(str, self.values))
+        return self.axis, values, name, memory[0] / 1e6, memory[-1] / 1e6, self.slope(memory)
+
     def slope(self, figures: Any) -> float:
         return float(np.polyfit(np.log(self.values), np.log(figures), 1)[0])
 
@@ -142,11 +147,9 @@ COMPILING = {"repeat": (-0.2, 0.2), "written out": (0.4, 2), "jax.grad": (0.4, 2
 TIMES = {"depth": (0.7, 1.3), "width": (0.8, 2.1), "batch": (0.7, 1.3), "sequence": (0.9, 2.1)}
 
 
-def row_of(sweep: Sweep, name: str) -> tuple:
-    """Returns the axis, its values, the name, the first and the last MB, and the slope."""
-    memory = sweep.memory(name)
-    values = ", ".join(map(str, sweep.values))
-    return sweep.axis, values, name, memory[0] / 1e6, memory[-1] / 1e6, sweep.slope(memory)
+def judge(lab: Lab, what: str, slope: float, bounds: tuple[float, float], **options: Any) -> None:
+    low, high = bounds
+    lab.expect(f"slope of {what}: {low} to {high}", slope, low <= slope <= high, **options)
 
 
 def experiment(lab: Lab) -> None:
@@ -154,27 +157,23 @@ def experiment(lab: Lab) -> None:
     for sweep in found:
         sweep.compile()
     *of_memory, of_compiling = found
-    rows = [row_of(sweep, name) for sweep in of_memory for name in sweep.makers]
+    rows = [sweep.row(name) for sweep in of_memory for name in sweep.makers]
     lab.table(("over", "at", "gradients", "MB at first", "at last", "slope"), rows, "memory")
     for sweep, bounds in zip(of_memory, BOUNDS):
         for name in sweep.makers:
-            low, high = bounds[name]
             slope = sweep.slope(sweep.memory(name))
-            claim = f"slope of memory over {sweep.axis}, {name}: {low} to {high}"
-            lab.expect(claim, slope, low <= slope <= high)
+            judge(lab, f"memory over {sweep.axis}, {name}", slope, bounds[name])
     compiling = {name: [each.compile_s for each in programs]
                  for name, programs in of_compiling.found.items()}
     for name, seconds in compiling.items():
-        slope, (low, high) = of_compiling.slope(seconds), COMPILING[name]
-        claim = f"slope of seconds to compile over depth, {name}: {low} to {high}"
-        lab.expect(claim, slope, low <= slope <= high, timed=True)
+        judge(lab, f"seconds to compile over depth, {name}", of_compiling.slope(seconds),
+              COMPILING[name], timed=True)
     times = {}
     for sweep in of_memory[: len(TIMES)]:
         programs = dict(zip(map(str, sweep.values), next(iter(sweep.found.values()))))
         spent = take_turns({name: each.ready(lab.seed) for name, each in programs.items()}, lab.pick(7, 1))
-        times[sweep.axis] = [float(np.median(each)) for each in spent.values()]
-        slope, (low, high) = sweep.slope(times[sweep.axis]), TIMES[sweep.axis]
-        lab.expect(f"slope of time over {sweep.axis}: {low} to {high}", slope, low <= slope <= high, timed=True)
+        ms = times[sweep.axis] = [float(np.median(each)) for each in spent.values()]
+        judge(lab, f"time over {sweep.axis}", sweep.slope(ms), TIMES[sweep.axis], timed=True)
     sizes = [{name: sweep.memory(name) for name in sweep.makers} for sweep in of_memory]
     lab.keep(ms=times, compile_s=compiling, bytes=sizes)
     if lab.figure(wide=13, high=6.5, rows=2, columns=4) is not None:

@@ -21,7 +21,9 @@ from fbackprop.params import Next, State, Tree
 
 Loss = Callable[[Tree, Tree, Any], tuple[jax.Array, Tree]]
 KEPT = jax.checkpoint_policies
-DOTS = KEPT.dots_with_no_batch_dims_saveable
+REMAT: dict[str, Any] = {"wrap": jax.checkpoint}
+DOTS = {"wrap": partial(jax.checkpoint, policy=KEPT.dots_with_no_batch_dims_saveable)}
+SAVED_DOTS = {"wrap": partial(jax.checkpoint, policy=KEPT.dots_saveable)}
 
 
 @dataclass(frozen=True)
@@ -241,19 +243,17 @@ def of_gpt(params: Tree) -> tuple[Tree, Tree]:
 
 
 def of_gpts(heads: int, chunks: int, dtype: Any = jnp.float32) -> Baseline:
-    remat, dots = jax.checkpoint, partial(jax.checkpoint, policy=DOTS)
-    saveable = partial(jax.checkpoint, policy=KEPT.dots_saveable)
+    scan, chunked = {"scan": True}, {"chunks": chunks}
     settings: dict[str, dict[str, Any]] = {
-        "dots_policy": {"wrap": dots}, "all_dots_policy": {"wrap": saveable}, "checkpoint_a_block": {"wrap": remat},
-        "chunked_head": {"chunks": chunks}, "dots,_chunked_head": {"wrap": dots, "chunks": chunks},
-        "checkpoint,_chunked_head": {"wrap": remat, "chunks": chunks},
-        "scan,_dots": {"scan": True, "wrap": dots}, "scan,_checkpoint": {"scan": True, "wrap": remat},
-        "scan,_dots,_chunked_head": {"scan": True, "wrap": dots, "chunks": chunks},
-        "scan,_checkpoint,_chunked_head": {"scan": True, "wrap": remat, "chunks": chunks}}
+        "dots_policy": DOTS, "all_dots_policy": SAVED_DOTS, "checkpoint_a_block": REMAT,
+        "chunked_head": chunked, "dots,_chunked_head": {**DOTS, **chunked},
+        "checkpoint,_chunked_head": {**REMAT, **chunked},
+        "scan,_dots": {**scan, **DOTS}, "scan,_checkpoint": {**scan, **REMAT},
+        "scan,_dots,_chunked_head": {**scan, **DOTS, **chunked},
+        "scan,_checkpoint,_chunked_head": {**scan, **REMAT, **chunked}}
     return Baseline(of_gpt, points(partial(gpt, heads=heads, dtype=dtype), **settings))
 
 
-REMAT, SAVED_DOTS = {"wrap": jax.checkpoint}, {"wrap": partial(jax.checkpoint, policy=KEPT.dots_saveable)}
 INSIDE, FIRST = {"outside": False}, {"pool_first": True}
 BASELINES = {
     "mlp": Baseline(of_mlp, points(mlp, checkpoint_a_layer=REMAT, dots_policy=SAVED_DOTS)),

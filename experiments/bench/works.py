@@ -15,19 +15,23 @@ from typing import Any
 
 import jax
 
+from fbackprop import (
+    PRECISIONS,
+    Layer,
+    convnet,
+    gpt,
+    lstm_classifier,
+    merge,
+    mlp,
+    resnet,
+    softmax_cross_entropy,
+    with_precision,
+)
 from fbackprop.comparison.bench.benchmark import PEERS
 from fbackprop.comparison.bench.program import Program, host
 from fbackprop.comparison.bench.work import FULL, Work
 from fbackprop.errors import Problem
-from fbackprop.layer import Layer
-from fbackprop.losses.cross_entropy import softmax_cross_entropy
-from fbackprop.models.convnet import convnet
-from fbackprop.models.gpt import gpt
-from fbackprop.models.lstm import lstm_classifier
-from fbackprop.models.mlp import mlp
-from fbackprop.models.resnet import resnet
-from fbackprop.params import Tree, merge
-from fbackprop.precision import PRECISIONS, with_precision
+from fbackprop.params import Tree
 
 from .baselines import BASELINES, Baseline
 from .programs import measure_torch, of_loss, of_module
@@ -61,25 +65,24 @@ class NamedWork(Work):
         """Returns the weights as the baseline has them, trained and carried."""
         return jax.jit(self.baseline.adapt)(self.params(seed))
 
-    def program(self, peer: str, point: str, seed: int,
-                plan: dict[str, Any] | None = None) -> Program:
-        """Returns loss and gradients by `peer` at `point`. plan: of the hand-written chain."""
+    def program(self, peer: str, point: str, seed: int) -> Program:
+        """Returns loss and gradients by `peer` at `point`, on the same weights for every peer."""
         if peer == "manual":
-            chain = super().program(peer, point, seed, plan)
+            chain = super().program(peer, point, seed)
             adapt = self.baseline.adapt
             return chain._replace(named=lambda grads: adapt(merge(grads, host(chain.carried)))[0])
         if peer in ("flax", "equinox"):
             return of_module(peer, self.name, *self.weights(seed))
         return of_loss(self.settings_here[point], *self.weights(seed))
 
-    def measure(self, peer: str, point: str, seed: int, plan: dict[str, Any] | None, step: bool,
+    def measure(self, peer: str, point: str, seed: int, step: bool,
                 seconds: float) -> dict[str, Any]:
         """Measures a program, of PyTorch too, or a training step with it, for `seconds`."""
         if not peer.startswith("torch"):
-            return super().measure(peer, point, seed, plan, step, seconds)
+            return super().measure(peer, point, seed, step, seconds)
         backend = "inductor" if peer == "torch-compile" else None
-        return measure_torch(
-            self.name, *self.weights(seed), self.batch(seed), step, seconds, backend)
+        batch = self.batch(seed)
+        return measure_torch(self.name, *self.weights(seed), batch, step, seconds, backend)
 
 
 def images(*shape: int) -> Callable[[int], tuple[jax.Array, jax.Array]]:
@@ -100,53 +103,47 @@ def tokens(vocabulary: int, *shape: int) -> Callable[[int], Any]:
     return batch
 
 
-def at(make: Callable[..., Layer], **settings: dict[str, Any]) -> dict[str, Callable[[], Layer]]:
-    """`make` under every setting, by the setting's name in words."""
-    return {FULL: make, **{name.replace("_", " "): partial(make, **options) for name, options in settings.items()}}
+def work(name: str, make: Callable[..., Layer], batch: Callable[[int], Any], loss: Layer | None,
+         narrow: bool = False, **settings: dict[str, Any]) -> NamedWork:
+    """Returns the work of `make`, at every setting too; an underscore stands for a space."""
+    points = {key.replace("_", " "): partial(make, **each) for key, each in settings.items()}
+    return NamedWork(name, {FULL: make, **points}, loss, batch, narrow)
 
 
-def _narrow_gpt(vocabulary: int, length: int, features: int, heads: int, blocks: int) -> Layer:
-    return with_precision(gpt(vocabulary, length, features, heads, blocks), PRECISIONS["bfloat16"])
+def narrow_gpt(*sizes: int) -> Layer:
+    return with_precision(gpt(*sizes), PRECISIONS["bfloat16"])
 
 
 CLASSES = softmax_cross_entropy()
-WORKS = {work.name: work for work in (
-    NamedWork("mlp", at(partial(mlp, (1024, 1024))), CLASSES, images(128, 784)),
-    NamedWork("cnn", at(convnet), CLASSES, images(128, 28, 28, 1)),
-    NamedWork("resnet", at(resnet), CLASSES, images(32, 32, 32, 3)),
-    NamedWork(
-        "lstm",
-        at(partial(lstm_classifier, 256, segment=8, remake="nothing"),
-           gates_of_8_steps_remade={"segment": 8, "remake": "gates"},
-           gates_of_4_steps_remade={"segment": 4, "remake": "gates"},
-           remade_segments_of_8={"segment": 8, "remake": "carries"},
-           remade_segments_of_4={"segment": 4, "remake": "carries"}),
-        CLASSES, images(32, 128, 64)),
-    NamedWork(
-        "gpt",
-        at(partial(gpt, 1024, 512), written_out={"unroll": True}, whole_attention={"block": None}),
-        None, tokens(1024, 4, 512)),
-    NamedWork(
-        "gpt50k",
-        at(partial(gpt, 50257, 256, blocks=4), written_out={"unroll": True},
-           chunks_of_128={"chunk": 128}, chunks_of_64={"chunk": 64}),
-        None, tokens(50257, 4, 256)),
-    NamedWork("gpt2-124m", at(partial(_narrow_gpt, 50257, 1024, 768, 12, 12)), None,
-              tokens(50257, 16, 1024), narrow=True),
+WORKS = {each.name: each for each in (
+    work("mlp", partial(mlp, (1024, 1024)), images(128, 784), CLASSES),
+    work("cnn", convnet, images(128, 28, 28, 1), CLASSES),
+    work("resnet", resnet, images(32, 32, 32, 3), CLASSES),
+    work("lstm", partial(lstm_classifier, 256, segment=8, remake="nothing"), images(32, 128, 64),
+         CLASSES,
+         gates_of_8_steps_remade={"segment": 8, "remake": "gates"},
+         gates_of_4_steps_remade={"segment": 4, "remake": "gates"},
+         remade_segments_of_8={"segment": 8, "remake": "carries"},
+         remade_segments_of_4={"segment": 4, "remake": "carries"}),
+    work("gpt", partial(gpt, 1024, 512), tokens(1024, 4, 512), None,
+         written_out={"unroll": True}, whole_attention={"block": None}),
+    work("gpt50k", partial(gpt, 50257, 256, blocks=4), tokens(50257, 4, 256), None,
+         written_out={"unroll": True}, chunks_of_128={"chunk": 128}, chunks_of_64={"chunk": 64}),
+    work("gpt2-124m", partial(narrow_gpt, 50257, 1024, 768, 12, 12), tokens(50257, 16, 1024), None,
+         narrow=True),
 )}
 
-# The same works with small sizes, to rehearse a measurement on a CPU.
-# Every setting of WORKS and BASELINES fits these sizes.
-SMALL_LSTM = partial(lstm_classifier, 16, segment=8, remake="nothing")
-SMALL = {work.name: work for work in (
-    NamedWork("mlp", at(partial(mlp, (32, 32))), CLASSES, images(8, 64)),
-    NamedWork("cnn", at(partial(convnet, (4, 8))), CLASSES, images(4, 8, 8, 1)),
-    NamedWork("resnet", at(partial(resnet, (4, 8), 1)), CLASSES, images(4, 8, 8, 3)),
-    NamedWork("lstm", at(SMALL_LSTM), CLASSES, images(4, 16, 8)),
-    NamedWork("gpt", at(partial(gpt, 64, 32, 32, 4, 2)), None, tokens(64, 4, 32)),
-    NamedWork("gpt50k", at(partial(gpt, 512, 16, 32, 4, 1)), None, tokens(512, 4, 16)),
-    NamedWork("gpt2-124m", at(partial(_narrow_gpt, 64, 32, 48, 12, 1)), None, tokens(64, 4, 32),
-              narrow=True),
+# The same works with small sizes, to rehearse a measurement on a CPU. All baselines fit them.
+SMALL = {each.name: each for each in (
+    work("mlp", partial(mlp, (32, 32)), images(8, 64), CLASSES),
+    work("cnn", partial(convnet, (4, 8)), images(4, 8, 8, 1), CLASSES),
+    work("resnet", partial(resnet, (4, 8), 1), images(4, 8, 8, 3), CLASSES),
+    work("lstm", partial(lstm_classifier, 16, segment=8, remake="nothing"), images(4, 16, 8),
+         CLASSES),
+    work("gpt", partial(gpt, 64, 32, 32, 4, 2), tokens(64, 4, 32), None),
+    work("gpt50k", partial(gpt, 512, 16, 32, 4, 1), tokens(512, 4, 16), None),
+    work("gpt2-124m", partial(narrow_gpt, 64, 32, 48, 12, 1), tokens(64, 4, 32), None,
+         narrow=True),
 )}
 
 

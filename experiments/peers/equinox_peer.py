@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .layout import flat_order, is_weight, named, sizes
+from .layout import named, outputs_first, outputs_last, sizes, statistics
 
 
 class MLP(eqx.Module):
@@ -107,9 +107,6 @@ class LSTM(eqx.Module):
         (h, _), _ = jax.lax.scan(lambda hidden, x: (self.cell(x, hidden), None), (zeros, zeros), xs)
         return self.head(h)
 
-    def cell_weights(self):
-        return {"wx": self.cell.weight_ih, "wh": self.cell.weight_hh, "b": self.cell.bias}
-
 
 class GPTBlock(eqx.Module):
     norm1: eqx.nn.LayerNorm
@@ -158,29 +155,24 @@ def build(name, p):
     return eqx.nn.make_with_state(module)(*sizes(name, p), key=jax.random.key(0))
 
 
+def leaves(name, m):
+    """The leaves of the module m in the structure of `trained`."""
+    return named(name, m, lambda m: {
+        "wx": m.cell.weight_ih, "wh": m.cell.weight_hh, "b": m.cell.bias})
+
+
 def load(name, model, trained):
-    """The module with the weights of `trained`, outputs first as Equinox keeps them."""
-    def turn(path, a, like):
-        a = a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T if is_weight(path) else a
-        return a.reshape(like.shape)
-
-    values = jax.tree_util.tree_map_with_path(turn, flat_order(name, trained), named(name, model))
-    return eqx.tree_at(lambda m: jax.tree.leaves(named(name, m)), model, jax.tree.leaves(values))
-
-
-def load_statistics(model, state, carried):
-    pairs = [(model.stem, carried["stem"])]
-    pairs += [(getattr(block, part), stats[part]) for block, stats in zip(model.blocks, carried["blocks"]) for part in stats]
-    for one, stats in pairs:
-        state = state.set(one.norm.batch_state_index, (stats["mean"], stats["var"]))
-    return state
+    """The module with the weights of `trained`."""
+    values = jax.tree.map(lambda a, like: a.reshape(like.shape),
+                          outputs_first(name, trained), leaves(name, model))
+    return eqx.tree_at(lambda m: jax.tree.leaves(leaves(name, m)), model, jax.tree.leaves(values))
 
 
 def program(name, trained, carried):
     model, rest = eqx.filter_eval_shape(build, name, trained)
     rest = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), rest)
-    if carried:
-        rest = load_statistics(model, rest, carried)
+    for one, stats in statistics(model, carried) if carried else ():
+        rest = rest.set(one.norm.batch_state_index, (stats["mean"], stats["var"]))
     trainable, static = eqx.partition(load(name, model, trained), eqx.is_inexact_array)
 
     def loss(trainable, rest, x, target):
@@ -203,9 +195,4 @@ def program(name, trained, carried):
 
 
 def gradients(name, grads):
-    def turn(path, a):
-        if a.ndim == 4:
-            return a.transpose(2, 3, 1, 0)
-        return a.ravel() if a.ndim == 3 else a.T if is_weight(path) else a  # 3: the bias of a convolution
-
-    return flat_order(name, jax.tree_util.tree_map_with_path(turn, named(name, grads[0])), back=True)
+    return outputs_last(name, leaves(name, grads[0]))

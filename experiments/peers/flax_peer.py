@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from .layout import sizes
+from .layout import named, sizes
 
 
 class MLP(nnx.Module):
@@ -121,31 +121,13 @@ def build(name, p):
     return modules.get(name, GPT)(*sizes(name, p), rngs=nnx.Rngs(0))
 
 
-def named(name, m):
+def leaves(name, m):
     """The leaves of m, a module's trainable State, in the structure of `trained`."""
-    def affine(m):
-        return {"w": m["kernel"], "b": m["bias"]}
+    def cell(m):
+        m = m.rnn.cell
+        return {"wx": m.dense_i.kernel, "wh": m.dense_h.kernel, "b": m.dense_h.bias}
 
-    def norm(m):
-        return {"scale": m["scale"], "bias": m["bias"]}
-
-    def conv_norm(m):
-        return {"w": m["conv"]["kernel"], **norm(m["norm"])}
-
-    if name == "mlp":
-        return [affine(layer) for layer in m["layers"].values()]
-    if name == "cnn":
-        return [*map(affine, m["convs"].values()), affine(m["head"])]
-    if name == "resnet":
-        blocks = [{part: conv_norm(block[part]) for part in block} for block in m["blocks"].values()]
-        return {"stem": conv_norm(m["stem"]), "blocks": blocks, "head": affine(m["head"])}
-    if name == "lstm":
-        cell = m["rnn"]["cell"]
-        weights = {"wx": cell["dense_i"]["kernel"], "wh": cell["dense_h"]["kernel"], "b": cell["dense_h"]["bias"]}
-        return {"cell": weights, "head": affine(m["head"])}
-    blocks = [{part: (norm if "norm" in part else affine)(block[part]) for part in block} for block in m["blocks"].values()]
-    tables = {part: m[part]["embedding"] for part in ("embedding", "positions")}
-    return {**tables, "blocks": blocks, "norm": norm(m["norm"])}
+    return named(name, m, cell, "kernel", "scale", "embedding")
 
 
 def statistics(m):
@@ -164,7 +146,7 @@ def load(variables, values):
 
 def program(name, trained, carried):
     graph, trainable, rest = nnx.split(nnx.eval_shape(lambda: build(name, trained)), nnx.Param, ...)
-    load(named(name, trainable), trained)
+    load(leaves(name, trainable), trained)
     if carried:
         load(statistics(rest), carried)
 
@@ -182,5 +164,5 @@ def program(name, trained, carried):
 
 
 def gradients(name, grads):
-    tree = named(name, grads[0])
+    tree = leaves(name, grads[0])
     return jax.tree.map(lambda leaf: leaf.get_value(), tree, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable))

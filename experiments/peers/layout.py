@@ -1,5 +1,7 @@
 """What the modules of several libraries share: their sizes, and where their weights are."""
 
+import jax
+
 
 def sizes(name, p):
     """The arguments of a work's module, read from the baseline's weights `p`."""
@@ -17,16 +19,22 @@ def sizes(name, p):
     return len(p["embedding"]), *p["positions"].shape, heads, len(p["blocks"])
 
 
-def named(name, m):
-    """The leaves of a module of Equinox or PyTorch in the structure of the baseline's weights."""
+def named(name, m, cell, weight="weight", scale="weight", table="weight"):
+    """The leaves of the module m in the structure of the baseline's weights.
+
+    cell: returns those of an LSTM's cell. The others are what the library calls its weights.
+    """
     def affine(m):
-        return {"w": m.weight, "b": m.bias}
+        return {"w": getattr(m, weight), "b": m.bias}
 
     def norm(m):
-        return {"scale": m.weight, "bias": m.bias}
+        return {"scale": getattr(m, scale), "bias": m.bias}
 
     def conv_norm(m):
-        return {"w": m.conv.weight, **norm(m.norm)}
+        return {"w": getattr(m.conv, weight), **norm(m.norm)}
+
+    def each(group):
+        return group.values() if hasattr(group, "values") else group
 
     def parts(block):
         of = {"first": conv_norm, "second": conv_norm, "shortcut": conv_norm, "norm1": norm,
@@ -35,16 +43,42 @@ def named(name, m):
         return {part: of[part](one) for part, one in found.items() if one is not None}
 
     if name == "mlp":
-        return [affine(layer) for layer in m.layers]
+        return [affine(layer) for layer in each(m.layers)]
     if name == "cnn":
-        return [*map(affine, m.convs), affine(m.head)]
+        return [*map(affine, each(m.convs)), affine(m.head)]
     if name == "lstm":
-        return {"cell": m.cell_weights(), "head": affine(m.head)}
-    blocks = [parts(block) for block in m.blocks]
+        return {"cell": cell(m), "head": affine(m.head)}
+    blocks = [parts(block) for block in each(m.blocks)]
     if name == "resnet":
         return {"stem": conv_norm(m.stem), "blocks": blocks, "head": affine(m.head)}
-    return {"embedding": m.embedding.weight, "positions": m.positions.weight, "blocks": blocks,
-            "norm": norm(m.norm)}
+    tables = {part: getattr(getattr(m, part), table) for part in ("embedding", "positions")}
+    return {**tables, "blocks": blocks, "norm": norm(m.norm)}
+
+
+def statistics(model, carried):
+    """Yields each module with running statistics, and those that it gets."""
+    yield model.stem, carried["stem"]
+    for block, stats in zip(model.blocks, carried["blocks"]):
+        for part in stats:
+            yield getattr(block, part), stats[part]
+
+
+def outputs_first(name, tree):
+    """Weights in the layout of Equinox and PyTorch: outputs first, images channels first."""
+    def turn(path, a):
+        return a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T if is_weight(path) else a
+
+    return jax.tree_util.tree_map_with_path(turn, flat_order(name, tree))
+
+
+def outputs_last(name, tree):
+    """The inverse of `outputs_first`; a bias of three axes, Equinox's of a convolution, has one."""
+    def turn(path, a):
+        if a.ndim == 4:
+            return a.transpose(2, 3, 1, 0)
+        return a.ravel() if a.ndim == 3 else a.T if is_weight(path) else a
+
+    return flat_order(name, jax.tree_util.tree_map_with_path(turn, tree), back=True)
 
 
 def flat_order(name, tree, back=False):

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .layout import flat_order, is_weight, named, sizes
+from .layout import named, outputs_first, outputs_last, sizes, statistics
 
 
 class MLP(nn.Sequential):
     def __init__(self, widths):
         layers = [nn.Linear(i, o) for i, o in pairwise(widths)]
         super().__init__(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
-        self.layers = layers  # a list: no modules twice
+        self.layers = layers  # a plain list registers none twice
 
 
 class CNN(nn.Module):
@@ -84,10 +84,6 @@ class LSTM(nn.Module):
         _, (h, _) = self.lstm(x)
         return self.head(h[-1])
 
-    def cell_weights(self):
-        m = self.lstm
-        return {"wx": m.weight_ih_l0, "wh": m.weight_hh_l0, "b": m.bias_ih_l0}
-
 
 class GPTBlock(nn.Module):
     def __init__(self, width, heads):
@@ -124,23 +120,22 @@ def build(name, p):
     return module(*sizes(name, p))
 
 
+def leaves(name, m):
+    """The parameters of the module m in the structure of `trained`."""
+    return named(name, m, lambda m: {
+        "wx": m.lstm.weight_ih_l0, "wh": m.lstm.weight_hh_l0, "b": m.lstm.bias_ih_l0})
+
+
 def load(name, model, trained, carried):
-    """In place, outputs first as PyTorch keeps them."""
-    def put(path, a, parameter):
-        a = a.transpose(3, 2, 0, 1) if a.ndim == 4 else a.T if is_weight(path) else a
+    """In place."""
+    def put(a, parameter):
         parameter.copy_(torch.tensor(np.array(a)))
 
-    def put_statistics(one, stats):
-        one.norm.running_mean.copy_(torch.tensor(np.array(stats["mean"])))
-        one.norm.running_var.copy_(torch.tensor(np.array(stats["var"])))
-
     with torch.no_grad():
-        jax.tree_util.tree_map_with_path(put, flat_order(name, trained), named(name, model))
-        if carried:
-            put_statistics(model.stem, carried["stem"])
-            for block, stats in zip(model.blocks, carried["blocks"]):
-                for part in stats:
-                    put_statistics(getattr(block, part), stats[part])
+        jax.tree.map(put, outputs_first(name, trained), leaves(name, model))
+        for one, stats in statistics(model, carried) if carried else ():
+            put(stats["mean"], one.norm.running_mean)
+            put(stats["var"], one.norm.running_var)
 
 
 class Run:
@@ -182,8 +177,5 @@ def program(name, trained, carried, batch, step=False, compiled=None):
 
 
 def gradients(name, run):
-    def turn(path, parameter):
-        a = parameter.grad.cpu().numpy()
-        return a.transpose(2, 3, 1, 0) if a.ndim == 4 else a.T if is_weight(path) else a
-
-    return flat_order(name, jax.tree_util.tree_map_with_path(turn, named(name, run.model)), back=True)
+    found = jax.tree.map(lambda each: each.grad.cpu().numpy(), leaves(name, run.model))
+    return outputs_last(name, found)

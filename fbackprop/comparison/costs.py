@@ -96,8 +96,8 @@ def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int
         compiled = lowered.compile()
         seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
         programs[name] = partial(compiled, params, batch)
-        temp_bytes = memory.temp_size_in_bytes if memory else 0
-        measured[name] = ProgramCost(0.0, temp_bytes, seconds, count_flops(fn, params, batch))
+        measured[name] = ProgramCost(0.0, memory.temp_size_in_bytes if memory else 0, seconds,
+                                     count_flops(fn, params, batch))
     spent = take_turns(programs, pairs)
     for name, each in measured.items():
         each.ms = float(np.median(spent[name]))

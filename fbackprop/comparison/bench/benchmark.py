@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import Problem
-from .measure import Point, Say, against_tuned, ask, compile_ratio, in_turns, ratio
+from .measure import Point, Say, against_tuned, ask, in_turns, ratio
 
 PEERS = ("jax", "jax-tuned", "flax", "equinox", "torch", "torch-compile")
 
@@ -72,7 +72,8 @@ def over(mine: Point, theirs: Point) -> dict[str, Any]:
     found = {"time": ratio(mine, theirs)}
     if theirs.temp_mb is None:
         return found
-    return {**found, "memory": mine.temp_mb / theirs.temp_mb, "compile": compile_ratio(mine, theirs)}
+    memory = mine.temp_mb / theirs.temp_mb
+    return {**found, "memory": memory, "compile": ratio(mine, theirs, "compile_s")}
 
 
 def peers_of(words: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from ...errors import Failure
 
@@ -64,9 +64,9 @@ def in_turns(work: str, points: list[Point], rounds: int, seconds: float, seed: 
             point.temp_mb, point.peak_mb, point.value = found["temp_mb"], found.get("peak_mb"), found["value"]
 
 
-def ratio(a: Point, b: Point) -> float:
-    """Median over the rounds of a's time over b's."""
-    return median(x / y for x, y in zip(a.ms, b.ms))
+def ratio(a: Point, b: Point, figure: Literal["ms", "compile_s"] = "ms") -> float:
+    """Median over the rounds of a's figure over b's."""
+    return median(x / y for x, y in zip(getattr(a, figure), getattr(b, figure)))
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
@@ -92,8 +92,3 @@ def against_tuned(mine: list[Point], tuned: list[Point]) -> dict[str, Any]:
     ratios = [ratio(own, point) if own else None for own, point in pairs]
     return {"time_at_equal_memory": None if None in ratios else max(each for each in ratios if each), "fastest": ratios[0],
             "least_memory": min(p.temp_mb for p in mine) / min(p.temp_mb for p in tuned)}
-
-
-def compile_ratio(a: Point, b: Point) -> float:
-    """Median over the rounds of a's seconds to compile over b's."""
-    return median(x / y for x, y in zip(a.compile_s, b.compile_s))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from ...gradients import value_and_grad
 from ...jaxprs.flops import count_flops
 from ...params import split
 from ..costs import apart
-from .plans import planned_for
+from .plans import of_json, planned_for
 from .program import timed
 from .work import Work, find_work
 
@@ -28,14 +30,19 @@ from .work import Work, find_work
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Answers `measure.ask`: a program's figures, the check, plans, or the device's peak."""
     work, peer = find_work(request["work"]), request["peer"]
+    seed, seconds = request["seed"], request["seconds"]
     if peer == "peak":
-        return matmul_peak(work.narrow, request["seconds"])
+        return matmul_peak(work.narrow, seconds)
     if peer == "check":
-        return checked(work, request["seed"])
+        return checked(work, seed)
     if peer == "plans":
         return {"plans": planned_for(work)}
     settle_heap()
-    return work.measure(**{key: value for key, value in request.items() if key != "work"})
+    point = request["point"]
+    if request["plan"]:
+        planned = partial(of_json, work.net, request["plan"])
+        work = replace(work, points={**work.points, point: planned})
+    return work.measure(peer, point, seed, request["step"], seconds)
 
 
 def matmul_peak(narrow: bool, seconds: float) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from ...errors import Problem
 from ...gradients import auto_value_and_grad, value_and_grad
 from ...layer import Layer
 from ...params import Tree
-from .plans import of_json
 from .program import Program, measure, of_chain
 
 FULL = "all kept"  # the setting every work has: the net as its maker gives it
@@ -64,21 +63,17 @@ class Work:
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), spec)
         return self.init(jax.random.key(seed, impl="unsafe_rbg"), zeros)
 
-    def program(self, peer: str, point: str, seed: int, plan: dict[str, Any] | None) -> Program:
-        """Returns loss and gradients by `peer` at `point`. plan: of the hand-written chain.
-
-        All programs of a work and a seed have the same weights.
-        """
+    def program(self, peer: str, point: str, seed: int) -> Program:
+        """Returns loss and gradients by `peer` at `point`, on the same weights for every peer."""
         params = self.params(seed)
         if peer == "manual":
-            net = of_json(self.net, plan) if plan else self.points[point]()
-            return of_chain(value_and_grad(net, self.loss), params)
+            return of_chain(value_and_grad(self.points[point](), self.loss), params)
         return of_chain(auto_value_and_grad(self.settings[point], self.loss), params)
 
-    def measure(self, peer: str, point: str, seed: int, plan: dict[str, Any] | None, step: bool,
+    def measure(self, peer: str, point: str, seed: int, step: bool,
                 seconds: float) -> dict[str, Any]:
         """Measures a program, or a training step with it, for `seconds`."""
-        return measure(self.program(peer, point, seed, plan), self.batch(seed), step, seconds)
+        return measure(self.program(peer, point, seed), self.batch(seed), step, seconds)
 
 
 def checkpointed(net: Layer) -> dict[str, Layer]:
