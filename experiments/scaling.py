@@ -26,8 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench.baselines import of_gpts
-from bench.programs import of_loss
-from bench.works import tokens
+from bench.works import of_loss, tokens
 from lab import Lab, main
 
 from fbackprop import Layer, gpt, linear_cross_entropy, root, value_and_grad, with_schedules

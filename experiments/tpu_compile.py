@@ -28,8 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from bench.baselines import Baseline, of_gpts
-from bench.programs import of_loss
-from bench.works import tokens
+from bench.works import of_loss, tokens
 from jax.experimental import topologies
 from lab import Lab, main
 

@@ -12,6 +12,7 @@ MOVED = {
     "comparison.bench.arm": "comparison.bench.program",
     "comparison.bench.idiomatic": "experiments/bench/baselines.py",
     "comparison.bench.own": "comparison.bench.work",
+    "comparison.bench.plans": "comparison.bench.process",
     "comparison.bench.works": "experiments/bench/works.py",
     "exercises": "classroom.exercises",
     "explain.compare": "comparison.costs",

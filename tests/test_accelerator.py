@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 import pytest
-from fbackprop.comparison.bench.serve import answer
-from fbackprop.comparison.bench.worker import Worker, Workers
-from fbackprop.comparison.bench.works import SMALL, WORKS
+from bench import accelerator as device
+from bench.worker import Worker, Workers, answer
+from bench.works import SMALL, WORKS
 from test_experiments import load
 
-from fbackprop.comparison.bench import accelerator as device
 from fbackprop.errors import Problem
 
 ROOT = Path(__file__).parents[1]
@@ -346,7 +345,7 @@ EXTRAS = ("tyro", "rich", "psutil", "matplotlib", "flax", "torch", "equinox")
 
 
 def test_a_process_that_measures_imports_no_extra():
-    program = ("import sys, bench.accelerator, bench.serve\n"
+    program = ("import sys, bench.accelerator\n"
                f"print([name for name in {EXTRAS} if name in sys.modules])")
     words = [sys.executable, "-c", program]
     path = os.pathsep.join(map(str, (ROOT, ROOT / "experiments")))

@@ -30,7 +30,7 @@ from fbackprop.cli import main
 from fbackprop.comparison.bench.benchmark import Benchmark
 from fbackprop.comparison.bench.frontier_figure import frontier_figure
 from fbackprop.comparison.bench.measure import Point, against_tuned, frontier, ratio, within
-from fbackprop.comparison.bench.plans import of_json, planned_for
+from fbackprop.comparison.bench.process import of_json, planned_for
 from fbackprop.comparison.bench.work import Work, checkpointed
 
 KEY = jax.random.key(0)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from bench.baselines import BASELINES
-from bench.programs import load_peer
-from bench.works import images, tokens
+from bench.works import images, load_peer, tokens
 
 from fbackprop import convnet, gpt, lstm_classifier, mlp, resnet
 

@@ -24,9 +24,8 @@ from fbackprop.verify.check import draw_params
 from fbackprop.verify.oracles import Point, quick_jit
 from fbackprop.verify.subject import cast, layer_subject
 
-from .programs import load_peer, measure_torch, of_loss
 from .worker import one_line
-from .works import NamedWork, find_named
+from .works import NamedWork, find_named, load_peer, measure_torch, of_loss
 
 SEED = 0
 REMAT = re.compile(r"\b(checkpoint|remat\d?)\[")  # how jax.checkpoint prints in a jaxpr

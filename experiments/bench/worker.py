@@ -1,6 +1,8 @@
-"""Processes that measure, seen from the process that asks. A request that takes too long is killed.
+"""Processes that measure, and the process that asks them. A request that takes too long is killed.
 
-Imports no jax: a parent that starts a backend would take memory of the device.
+`python -m bench.worker` answers JSON lines by JSON lines. It ends with its standard input, so a
+killed parent leaves no process on the device. The parent imports no jax: a backend would take
+memory of the device.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from queue import Queue
+from threading import Thread
 from typing import Any
 
+from fbackprop.errors import Problem
+
 ROOT = Path(__file__).resolve().parents[2]
-SERVE = (sys.executable, "-m", "bench.serve")
+SERVE = (sys.executable, "-m", "bench.worker")
 LENGTH = 300  # characters of a reason
 ENVIRONMENT = {
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # or JAX takes most of a GPU's memory at its start
@@ -124,3 +130,40 @@ class Workers:
             if worker is not None:
                 worker.end()
         self.now = self.next = None
+
+
+def main() -> None:
+    """Answers requests until the standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # compilers that print do not disturb the answers
+    requests: Queue[dict[str, Any]] = Queue()
+    Thread(target=listen, args=(requests,), daemon=True).start()
+
+    import jax
+
+    from . import accelerator
+
+    jax.devices()  # starts the backend before the first request
+    while True:
+        print(json.dumps(answer(accelerator.main, requests.get())), file=answers, flush=True)
+
+
+def listen(requests: Queue[dict[str, Any]]) -> None:
+    """Queues every line of the standard input, then ends the process at once."""
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    os._exit(0)
+
+
+def answer(work: Callable[..., dict[str, Any]], request: dict[str, Any]) -> dict[str, Any]:
+    """Returns the figures; or the reason, under `missing` for a Problem, else under `failed`."""
+    try:
+        return work(request)
+    except Problem as problem:
+        return {"missing": one_line(problem)}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {one_line(error)}"}
+
+
+if __name__ == "__main__":
+    main()

@@ -8,33 +8,25 @@ V 50257. gpt2-124m, for accelerators: D 768, 12 heads, 12 blocks, T 1024, V 5025
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import jax
 
-from fbackprop import (
-    PRECISIONS,
-    Layer,
-    convnet,
-    gpt,
-    lstm_classifier,
-    merge,
-    mlp,
-    resnet,
-    softmax_cross_entropy,
-    with_precision,
-)
+from fbackprop import convnet, gpt, lstm_classifier, mlp, resnet, softmax_cross_entropy
 from fbackprop.comparison.bench.benchmark import PEERS
-from fbackprop.comparison.bench.program import Program, host
+from fbackprop.comparison.bench.program import Look, Program, host, timed
 from fbackprop.comparison.bench.work import FULL, Work
 from fbackprop.errors import Problem
-from fbackprop.params import Tree
+from fbackprop.layer import Layer
+from fbackprop.params import Tree, merge
+from fbackprop.precision import PRECISIONS, with_precision
 
 from .baselines import BASELINES, Baseline
-from .programs import measure_torch, of_loss, of_module
 
 
 class NamedWork(Work):
@@ -83,6 +75,55 @@ class NamedWork(Work):
         backend = "inductor" if peer == "torch-compile" else None
         batch = self.batch(seed)
         return measure_torch(self.name, *self.weights(seed), batch, step, seconds, backend)
+
+
+def of_loss(loss: Callable, trained: Tree, rest: Tree) -> Program:
+    """jax.grad of `loss(trained, rest, batch) -> (value, rest)`."""
+    def run(trained: Tree, rest: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
+        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(trained, rest, batch)
+        return value, grads, rest
+
+    return Program(run, trained, rest)
+
+
+def of_module(library: str, name: str, trained: Tree, rest: Tree) -> Program:
+    """Of the module of Flax or Equinox, with these weights."""
+    peer = load_peer(library)
+    fn, state = peer.program(name, trained, rest)
+
+    def run(trained: Tree, rest: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
+        value, (grads, rest) = fn((trained, rest), batch)
+        return value, grads, rest
+
+    trained, rest = state
+    return Program(run, trained, rest, lambda grads: peer.gradients(name, (grads, ())))
+
+
+def measure_torch(name: str, trained: Tree, rest: Tree, batch: Any, step: bool, seconds: float,
+                  backend: str | None, look: Look | None = None) -> dict[str, Any]:
+    """Measures PyTorch's module with these weights. backend: of torch.compile.
+
+    compile_s is that of the first run. XLA's temporary bytes have no counterpart. Raises Problem
+    where JAX computes on an accelerator that PyTorch does not see.
+    """
+    peer = load_peer("torch")
+    cuda = peer.torch.cuda
+    if jax.default_backend() != "cpu" and not cuda.is_available():
+        raise Problem(f"torch {peer.torch.__version__} sees no GPU")
+    trained, rest, batch = map(host, (trained, rest, batch))
+    began = time.perf_counter()
+    run = peer.program(name, trained, rest, batch, step, backend)
+    value = run()
+    figures = {"value": value, "compile_s": time.perf_counter() - began,
+               "ms": timed(run, seconds), "temp_mb": None}
+    if cuda.is_available():
+        figures["peak_mb"] = cuda.max_memory_allocated() / 1e6
+    return {**figures, **look(peer.gradients(name, run))} if look else figures
+
+
+def load_peer(library: str) -> Any:
+    """Imports experiments/peers/LIBRARY_peer.py."""
+    return import_module(f"peers.{library}_peer")
 
 
 def images(*shape: int) -> Callable[[int], tuple[jax.Array, jax.Array]]:

@@ -20,9 +20,12 @@ import numpy as np
 
 from ...gradients import value_and_grad
 from ...jaxprs.flops import count_flops
+from ...layer import Layer
+from ...memory.planner import plans
+from ...memory.schedule import Schedule, with_schedules
 from ...params import split
+from ...tuning import with_settings
 from ..costs import apart
-from .plans import of_json, planned_for
 from .program import timed
 from .work import Work, find_work
 
@@ -66,6 +69,23 @@ def counts(work: Work) -> dict[str, int]:
     params, batch = jax.eval_shape(lambda: (work.params(0), work.batch(0)))
     return {"flops": count_flops(value_and_grad(work.net, work.loss), params, batch),
             "params": sum(leaf.size for leaf in jax.tree.leaves(split(params)[0]))}
+
+
+def planned_for(work: Work) -> list[dict[str, Any]]:
+    """A few plans between all kept and the least memory: each one's name and choices."""
+    found = plans(work.net, work.loss, jax.eval_shape(partial(work.batch, 0)))
+    return [{"name": f"planned, {p.temp_bytes / 1e6:.3g} MB", "plan": {"schedules": p.schedules, "settings": p.settings}}
+            for p in found]
+
+
+def of_json(net: Layer, plan: dict[str, Any]) -> Layer:
+    """`net` by one of these plans."""
+    schedules = {path: _tuples(each) for path, each in plan["schedules"].items()}
+    return with_schedules(with_settings(net, plan["settings"]), schedules)
+
+
+def _tuples(schedule: Any) -> Schedule:
+    return tuple(_tuples(each) if isinstance(each, list) else each for each in schedule)
 
 
 def settle_heap() -> None:
