@@ -22,9 +22,8 @@ LEAST, PLAIN = "jax-tuned, least bytes", "jax-tuned, recomputes nothing"
 SHARED = "resnet"  # is run on all devices: batch norm needs the statistics of the whole batch
 FIRST = 4  # rows that one call should finish
 # seconds, at full and at small sizes: until a process is killed, and what it is given for its work
-LIMITS = {"peak": (60.0, 30.0), "program": (90.0, 30.0), "tuned": (75.0, 30.0),
-          "layers": (80.0, 100.0)}
-WORK = {"peak": (0.5, 0.1), "program": (0.5, 0.02), "tuned": (50.0, 4.5), "layers": (65.0, 90.0)}
+LIMITS = {"peak": (60.0, 30.0), "run": (90.0, 30.0), "tuned": (75.0, 30.0), "layers": (80.0, 100.0)}
+WORK = {"peak": (0.5, 0.1), "run": (0.5, 0.02), "tuned": (50.0, 4.5), "layers": (65.0, 90.0)}
 START = 120.0  # seconds for the first process
 GRACE = 5.0  # seconds that the running program has after the time is up
 
@@ -96,7 +95,7 @@ class Session:
             found = {"missing": f"{library} is not installed"}
         else:
             found = self.ask(
-                "program", workers, work=row["work"], peer=peer, point=setting, compiler=compiler,
+                "run", workers, work=row["work"], peer=peer, point=setting, compiler=compiler,
                 all_devices=all_devices, first=not row["arms"], gradients=str(self.gradients))
         if peer == "torch-compile":
             setting = f"backend {compiler}"
@@ -159,8 +158,7 @@ def work_row(session: Session, row: dict[str, Any]) -> None:
         if known is not None:
             programs[name] = known
         else:
-            setting = tuning["least" if name == LEAST else "plain"]
-            session.measure(row, name, "jax-tuned", setting)
+            session.measure(row, name, "jax-tuned", tuning["least" if name == LEAST else "plain"])
 
 
 def share_difference(mine: dict[str, Any], plain: dict[str, Any]) -> None:

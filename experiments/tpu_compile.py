@@ -33,7 +33,7 @@ from jax.experimental import topologies
 from lab import Lab, main
 
 from fbackprop import PRECISIONS, Layer, every, gpt, value_and_grad, with_precision, with_schedules
-from fbackprop.comparison.bench.program import Program, of_chain
+from fbackprop.comparison.bench.program import of_chain
 from fbackprop.errors import Problem
 from fbackprop.jaxprs.flops import count_flops
 
@@ -59,9 +59,8 @@ def net_of(sizes: dict[str, int], batch: int, tile: int | None = None, chunked: 
     return with_precision(net, PRECISIONS["bfloat16"])
 
 
-def programs(sizes: dict[str, int], batch: int, spec: Any,
-             quick: bool) -> Iterator[tuple[str, str, Program]]:
-    """Yields (who, setting, the program). Shapes stand for the weights."""
+def programs(sizes: dict[str, int], batch: int, spec: Any, quick: bool) -> Iterator[tuple]:
+    """Yields (who, setting, the Program). Shapes stand for the weights."""
     hand = {name: partial(net_of, sizes, batch, **options) for name, options in BY_HAND.items()}
     params = jax.eval_shape(hand["all kept"]().init, jax.random.key(0), spec)
     baseline: Baseline = of_gpts(sizes["heads"], CHUNKS, jnp.bfloat16)

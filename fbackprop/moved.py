@@ -71,6 +71,5 @@ class Moved(MetaPathFinder):
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         package, _, module = name.partition(".")
         if package == __package__ and module in MOVED:
-            place = MOVED[module]
-            place = place if "/" in place else f"{package}.{place}"
+            place = MOVED[module] if "/" in MOVED[module] else f"{package}.{MOVED[module]}"
             raise ModuleNotFoundError(f"No module named {name!r}: it is in {place} now", name=name)

@@ -1,1 +1,1 @@
-"""The named works of `fbackprop bench`, their programs by other libraries, and the accelerator's."""
+"""The named works of `fbackprop bench`, their peers, and what measures an accelerator."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from fbackprop import data_parallel, devices, replicate, shard, value_and_grad
 from fbackprop.comparison.bench.process import counts, matmul_peak, settle_heap
-from fbackprop.comparison.bench.program import Program, host, measure, of_chain
+from fbackprop.comparison.bench.program import Program, measure, of_chain
 from fbackprop.comparison.costs import relative
 from fbackprop.params import Tree
 from fbackprop.verify.cases import CASES, Case
@@ -106,7 +106,7 @@ def tuned(request: dict[str, Any]) -> dict[str, Any]:
     """Compiles the settings of jax.grad, runs none, and picks two of them."""
     work = find_named(request["work"], request["small"])
     batch = jax.eval_shape(partial(work.batch, SEED))
-    weights = jax.eval_shape(lambda: work.baseline.adapt(work.params(SEED)))
+    weights = jax.eval_shape(partial(work.weights, SEED))
     settings = work.settings_here
 
     def size(name: str) -> int:
@@ -172,11 +172,11 @@ def layer_difference(case: Case) -> float:
         rule = quick_jit(subject.rule)
 
         def gradients(at: Point, device: Any) -> list[Any]:
-            found = host(rule(*jax.device_put((at.theta, at.fixed, at.dy), device)))
+            found = jax.device_get(rule(*jax.device_put((at.theta, at.fixed, at.dy), device)))
             return [found[leaf.slice] for leaf in subject.leaves]
 
         reference = point.astype(np.float64) if here == cpu else point
         return relative(gradients(point, here), gradients(reference, cpu))
 
 
-ANSWERS = {"about": about, "peak": peak, "program": measured, "tuned": tuned, "layers": layers}
+ANSWERS = {"about": about, "peak": peak, "run": measured, "tuned": tuned, "layers": layers}

@@ -1,8 +1,7 @@
 """Processes that measure, and the process that asks them. A request that takes too long is killed.
 
 `python -m bench.worker` answers JSON lines by JSON lines. It ends with its standard input, so a
-killed parent leaves no process on the device. The parent imports no jax: a backend would take
-memory of the device.
+killed parent leaves no process on the device. The parent imports no jax, so starts no backend.
 """
 
 from __future__ import annotations

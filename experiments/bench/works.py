@@ -19,14 +19,14 @@ import jax
 
 from fbackprop import convnet, gpt, lstm_classifier, mlp, resnet, softmax_cross_entropy
 from fbackprop.comparison.bench.benchmark import PEERS
-from fbackprop.comparison.bench.program import Look, Program, host, timed
+from fbackprop.comparison.bench.program import Look, Program, timed
 from fbackprop.comparison.bench.work import FULL, Work
 from fbackprop.errors import Problem
 from fbackprop.layer import Layer
 from fbackprop.params import Tree, merge
 from fbackprop.precision import PRECISIONS, with_precision
 
-from .baselines import BASELINES, Baseline
+from .baselines import BASELINES
 
 
 class NamedWork(Work):
@@ -37,38 +37,33 @@ class NamedWork(Work):
     peers = PEERS
 
     @property
-    def baseline(self) -> Baseline:
-        return BASELINES[self.name]
-
-    @property
     def settings(self) -> dict[str, Callable]:
         """Returns the baseline's settings, the idiomatic one first."""
-        return {**self.baseline.points}
+        return {**BASELINES[self.name].points}
 
     @property
     def settings_here(self) -> dict[str, Callable]:
         """Adds the attention that cuDNN fuses, on a GPU in bfloat16."""
-        if not self.narrow or jax.default_backend() != "gpu":
-            return self.settings
-        fused = partial(self.settings["idiomatic"], implementation="cudnn")
-        return {**self.settings, "cudnn attention": fused}
+        found = self.settings
+        if self.narrow and jax.default_backend() == "gpu":
+            found["cudnn attention"] = partial(found["idiomatic"], implementation="cudnn")
+        return found
 
     def weights(self, seed: int) -> tuple[Tree, Tree]:
         """Returns the weights as the baseline has them, trained and carried."""
-        return jax.jit(self.baseline.adapt)(self.params(seed))
+        return jax.jit(BASELINES[self.name].adapt)(self.params(seed))
 
     def program(self, peer: str, point: str, seed: int) -> Program:
         """Returns loss and gradients by `peer` at `point`, on the same weights for every peer."""
         if peer == "manual":
             chain = super().program(peer, point, seed)
-            adapt = self.baseline.adapt
-            return chain._replace(named=lambda grads: adapt(merge(grads, host(chain.carried)))[0])
+            adapt, carried = BASELINES[self.name].adapt, chain.carried
+            return chain._replace(named=lambda grads: adapt(merge(grads, carried))[0])
         if peer in ("flax", "equinox"):
             return of_module(peer, self.name, *self.weights(seed))
         return of_loss(self.settings_here[point], *self.weights(seed))
 
-    def measure(self, peer: str, point: str, seed: int, step: bool,
-                seconds: float) -> dict[str, Any]:
+    def measure(self, peer: str, point: str, seed: int, step: bool, seconds: float) -> dict:
         """Measures a program, of PyTorch too, or a training step with it, for `seconds`."""
         if not peer.startswith("torch"):
             return super().measure(peer, point, seed, step, seconds)
@@ -95,8 +90,7 @@ def of_module(library: str, name: str, trained: Tree, rest: Tree) -> Program:
         value, (grads, rest) = fn((trained, rest), batch)
         return value, grads, rest
 
-    trained, rest = state
-    return Program(run, trained, rest, lambda grads: peer.gradients(name, (grads, ())))
+    return Program(run, *state)._replace(named=lambda grads: peer.gradients(name, (grads, ())))
 
 
 def measure_torch(name: str, trained: Tree, rest: Tree, batch: Any, step: bool, seconds: float,
@@ -110,7 +104,7 @@ def measure_torch(name: str, trained: Tree, rest: Tree, batch: Any, step: bool, 
     cuda = peer.torch.cuda
     if jax.default_backend() != "cpu" and not cuda.is_available():
         raise Problem(f"torch {peer.torch.__version__} sees no GPU")
-    trained, rest, batch = map(host, (trained, rest, batch))
+    trained, rest, batch = jax.device_get((trained, rest, batch))
     began = time.perf_counter()
     run = peer.program(name, trained, rest, batch, step, backend)
     value = run()
@@ -139,7 +133,8 @@ def tokens(vocabulary: int, *shape: int) -> Callable[[int], Any]:
     """Tokens, and the next of each."""
     def batch(seed: int) -> tuple[jax.Array, jax.Array]:
         x, target = jax.random.split(jax.random.key(seed))
-        return jax.random.randint(x, shape, 0, vocabulary), jax.random.randint(target, shape, 0, vocabulary)
+        draw = partial(jax.random.randint, shape=shape, minval=0, maxval=vocabulary)
+        return draw(x), draw(target)
 
     return batch
 

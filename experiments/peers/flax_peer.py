@@ -1,8 +1,8 @@
 """The works of the benchmark as users of Flax write them: NNX modules, split and merged at the edge of one jitted function.
 
 `program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
-`trained`, which with `carried` is what `bench.baselines` adapts a net's params to. state is (trainable, rest), and so
-is grads: its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
+`trained`, which with `carried` is what `bench.baselines` makes of params. state is (trainable, rest),
+so is grads: its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from .layout import named, sizes
+from .layout import named, sizes, statistics
 
 
 class MLP(nnx.Module):
@@ -130,15 +130,6 @@ def leaves(name, m):
     return named(name, m, cell, "kernel", "scale", "embedding")
 
 
-def statistics(m):
-    """The running statistics in m, the rest of a resnet's State, in the structure of `carried`."""
-    def of(m):
-        return {"mean": m["norm"]["mean"], "var": m["norm"]["var"]}
-
-    blocks = [{part: of(block[part]) for part in block} for block in m["blocks"].values()]
-    return {"stem": of(m["stem"]), "blocks": blocks}
-
-
 def load(variables, values):
     """Into Variables, which stand in a tree of the structure of `values`."""
     jax.tree.map(lambda value, variable: variable.set_value(value), values, variables)
@@ -147,8 +138,8 @@ def load(variables, values):
 def program(name, trained, carried):
     graph, trainable, rest = nnx.split(nnx.eval_shape(lambda: build(name, trained)), nnx.Param, ...)
     load(leaves(name, trainable), trained)
-    if carried:
-        load(statistics(rest), carried)
+    for one, stats in statistics(rest, carried) if carried else ():
+        load({part: one.norm[part] for part in stats}, stats)
 
     def fn(state, batch):
         x, target = batch

@@ -33,9 +33,6 @@ def named(name, m, cell, weight="weight", scale="weight", table="weight"):
     def conv_norm(m):
         return {"w": getattr(m.conv, weight), **norm(m.norm)}
 
-    def each(group):
-        return group.values() if hasattr(group, "values") else group
-
     def parts(block):
         of = {"first": conv_norm, "second": conv_norm, "shortcut": conv_norm, "norm1": norm,
               "qkv": affine, "out": affine, "norm2": norm, "up": affine, "down": affine}
@@ -55,10 +52,14 @@ def named(name, m, cell, weight="weight", scale="weight", table="weight"):
     return {**tables, "blocks": blocks, "norm": norm(m.norm)}
 
 
+def each(group):
+    return group.values() if hasattr(group, "values") else group
+
+
 def statistics(model, carried):
     """Yields each module with running statistics, and those that it gets."""
     yield model.stem, carried["stem"]
-    for block, stats in zip(model.blocks, carried["blocks"]):
+    for block, stats in zip(each(model.blocks), carried["blocks"]):
         for part in stats:
             yield getattr(block, part), stats[part]
 

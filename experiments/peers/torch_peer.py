@@ -2,7 +2,7 @@
 
 `program(name, trained, carried, batch) -> run`: run() is one loss and its backward pass, and returns the loss; step=True adds a
 step of AdamW, compiled="inductor" or another backend runs model and loss by torch.compile. Sizes are read from `trained`,
-which with `carried` is what `bench.baselines` adapts a net's params to. `gradients` gives what run() found the
+which with `carried` is what `bench.baselines` makes of params. `gradients` gives what run() found the
 structure and layout of `trained`.
 Runs on the GPU where there is one. Images have even sides: a stride of 2 then begins where JAX's "SAME" does.
 """

@@ -22,10 +22,10 @@ class Options:
     """Measure loss and gradients of a workload in alternating fresh processes: time, memory, seconds to compile."""
 
     work: Positional[str]
-    """Your own file.py:function returning (net, loss, batches), or in a checkout of the project mlp,
-    cnn, resnet, lstm, gpt, gpt50k, gpt2-124m."""
+    """Your own file.py:function returning (net, loss, batches), or in a checkout of the project
+    mlp, cnn, resnet, lstm, gpt, gpt50k, gpt2-124m."""
     against: str = "jax"
-    """Peers, by commas: jax, jax-tuned; for a named work flax, equinox, torch, torch-compile too."""
+    """Peers, by commas: jax, jax-tuned; for a named work flax, equinox, torch, torch-compile."""
     step: bool = False
     """A whole training step with Adam in place of loss and gradients."""
     rounds: int = 3

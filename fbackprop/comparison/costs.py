@@ -82,8 +82,7 @@ class Comparison:
 
 
 def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int = 20, layers: bool = True) -> Comparison:
-    """Measures both programs on one batch. pairs: how often they take turns. layers=False leaves the
-    layers out, most of the time.
+    """Measures both programs on one batch, in turns, `pairs` times. layers=False skips the layers.
 
     Raises what the layers raise on a wrong batch or wrong params.
     """

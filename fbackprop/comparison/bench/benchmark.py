@@ -30,10 +30,8 @@ class Benchmark:
     @property
     def peers(self) -> dict[str, list[Point]]:
         """The points of the others, by peer."""
-        found: dict[str, list[Point]] = {}
-        for p in self.points[len(self.manual):]:
-            found.setdefault(p.peer, []).append(p)
-        return found
+        names = dict.fromkeys(p.peer for p in self.points if p.peer != "manual")
+        return {name: [p for p in self.points if p.peer == name] for name in names}
 
     @property
     def ratio(self) -> dict[str, dict[str, Any]]:

@@ -89,7 +89,7 @@ def _tuples(schedule: Any) -> Schedule:
 
 
 def settle_heap() -> None:
-    """Sets glibc's thresholds as in any process that has freed an array of 32 MB, such as a data set.
+    """Sets glibc's thresholds as in a process that has freed an array of 32 MB, such as a data set.
 
     Otherwise the holes that the creation of the weights left in the heap decide whether the memory
     that a run frees goes back to the system and is cleared again for the next run: 0.4 of the mlp's

@@ -29,7 +29,7 @@ class Program(NamedTuple):
 
 
 def of_chain(fn: Callable, params: Tree) -> Program:
-    """Of `value_and_grad(net, loss)` or its automatic twin: `fn(params, batch) -> (value, grads)`."""
+    """Of value_and_grad(net, loss) or its automatic twin: `fn(params, batch) -> (value, grads)`."""
     def run(trained: Tree, state: Tree, batch: Any) -> tuple[jax.Array, Tree, Tree]:
         value, grads = fn(merge(trained, state), batch)
         gradients, successors = split(grads)
@@ -75,7 +75,7 @@ def measure(program: Program, batch: Any, step: bool, seconds: float,
     figures = {"value": value, "ms": timed(run, seconds),
                "temp_mb": memory.temp_size_in_bytes / 1e6 if memory else None,
                "compile_s": compile_s, **({"peak_mb": peak / 1e6} if peak else {})}
-    return {**figures, **look(program.named(host(run()[1])))} if look else figures
+    return {**figures, **look(program.named(jax.device_get(run()[1])))} if look else figures
 
 
 def peak_bytes() -> int | None:
@@ -95,7 +95,3 @@ def timed(run: Callable[[], Any], seconds: float, least: int = 3) -> float:
         run()
         spent.append(time.perf_counter() - began)
     return 1e3 * float(np.median(spent))
-
-
-def host(tree: Any) -> Any:
-    return jax.tree.map(np.asarray, tree)

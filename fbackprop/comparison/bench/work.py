@@ -24,7 +24,6 @@ from ...params import Tree
 from .program import Program, measure, of_chain
 
 FULL = "all kept"  # the setting every work has: the net as its maker gives it
-KEPT = jax.checkpoint_policies
 NAMED_WORKS = Path("experiments") / "bench" / "works.py"  # in the working directory
 
 
@@ -70,8 +69,7 @@ class Work:
             return of_chain(value_and_grad(self.points[point](), self.loss), params)
         return of_chain(auto_value_and_grad(self.settings[point], self.loss), params)
 
-    def measure(self, peer: str, point: str, seed: int, step: bool,
-                seconds: float) -> dict[str, Any]:
+    def measure(self, peer: str, point: str, seed: int, step: bool, seconds: float) -> dict:
         """Measures a program, or a training step with it, for `seconds`."""
         return measure(self.program(peer, point, seed), self.batch(seed), step, seconds)
 
@@ -81,8 +79,8 @@ def checkpointed(net: Layer) -> dict[str, Layer]:
     found = {FULL: net}
     if len(net.parts) > 1 and net.rebuild is not None:
         found["checkpoint a part"] = net.rebuild(tuple(around(part) for part in net.parts))
-    return {**found, "dots policy": around(net, policy=KEPT.dots_saveable),
-            "nothing saved": around(net, policy=KEPT.nothing_saveable)}
+    return {**found, "dots policy": around(net, policy=jax.checkpoint_policies.dots_saveable),
+            "nothing saved": around(net, policy=jax.checkpoint_policies.nothing_saveable)}
 
 
 def around(layer: Layer, **options: Any) -> Layer:
