@@ -1,8 +1,8 @@
 """The works of the benchmark as users of Equinox write them: modules for one example, channels first, under jax.vmap.
 
 `program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
-`trained`, which with `carried` is what `bench.baselines` makes of params. state is (trainable, rest),
-so is grads: its rest is what rest becomes, running statistics among it. `gradients` gives the structure and layout of `trained`.
+`trained`, which with `carried` is what `bench.baselines` makes of params. state is (trainable, rest);
+so is grads, where the rest is what it becomes. `gradients` gives the structure and layout of `trained`.
 Batches come channels last: fn turns images round, which is part of what it costs.
 """
 

@@ -1,8 +1,8 @@
 """The works of the benchmark as users of Flax write them: NNX modules, split and merged at the edge of one jitted function.
 
 `program(name, trained, carried) -> (fn, state)`: fn(state, batch) -> (value, grads), to be jitted; sizes are read from
-`trained`, which with `carried` is what `bench.baselines` makes of params. state is (trainable, rest),
-so is grads: its rest is what rest becomes, running statistics among it. `gradients` gives them the structure of `trained`.
+`trained`, which with `carried` is what `bench.baselines` makes of params. state is (trainable, rest);
+so is grads, where the rest is what it becomes. `gradients` gives the structure of `trained`.
 """
 
 from __future__ import annotations
