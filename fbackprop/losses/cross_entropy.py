@@ -30,6 +30,7 @@ from ..checks import expect, expect_floating, expect_params
 from ..dtypes import is_floating, wide
 from ..facts import given
 from ..layer import Layer
+from ..layers.algebra import column
 from ..params import Tree
 from .inputs import check_options, class_numbers, expect_array, inverse, is_index, no_params, several
 
@@ -94,7 +95,7 @@ def _counted(target: jax.Array, x: jax.Array, smoothing: float, class_weights: A
     if class_weights is not None:
         k = jnp.sum(jnp.where(hot, c, 0), axis=-1)
         total = (1 - smoothing) * k + smoothing * jnp.mean(c, axis=-1)
-    t = jnp.where(column(legal(target, x), x), t, jnp.nan)
+    t = jnp.where(column(legal(target, x.shape[-1]), x), t, jnp.nan)
     return jnp.where(column(ignored, x), 0, t), jnp.where(ignored, 0, total), jnp.where(ignored, 0, k)
 
 
@@ -134,16 +135,11 @@ def _smoothed(t: jax.Array, share: float) -> jax.Array:
     return (1 - share) * t + share / t.shape[-1] if share else t
 
 
-def column(row: jax.Array, like: jax.Array) -> jax.Array:
-    """(...) -> (..., V): one number a row, written out over the classes."""
-    return jnp.broadcast_to(row[..., None], like.shape)
-
-
 def one_hot(target: jax.Array, like: jax.Array) -> jax.Array:
     """(...) -> (..., V), boolean; a row without a True for an illegal class."""
     return column(target, like) == lax.broadcasted_iota(target.dtype, like.shape, like.ndim - 1)
 
 
-def legal(target: jax.Array, like: jax.Array) -> jax.Array:
-    """Where a class number is one of 0..V-1."""
-    return (target >= 0) & (target < like.shape[-1])
+def legal(target: jax.Array, classes: int) -> jax.Array:
+    """Where a class number is one of 0..classes - 1."""
+    return (target >= 0) & (target < classes)
