@@ -96,25 +96,30 @@ def test_both_weight_gradients_agree(sizes, kernel, stride, dilation, low, group
     np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
+EQUATIONS = {
+    "y": (correlate, convolution.correlate, "x", "w"),
+    "dx": (pull_x, convolution.pull_x, "dy", "w"),
+    "dw": (pull_w, convolution.pull_w, "x", "dy"),
+}
+
+
 @settings(max_examples=20, deadline=None)
 @given(two(3, 7), st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]), two(1, 3), two(1, 2), st.tuples(two(0, 2), two(0, 2)),
        st.sampled_from([(1, 3, 2), (2, 4, 6), (3, 3, 3), (3, 3, 6), (1, 1, 4), (1, 4, 1)]))
 def test_formulations_for_a_cpu_agree_with_the_equations(sizes, kernel, stride, dilation, padding, channels):
-    """Forward, dx and dw, each against the lax convolution that is its equation: depthwise, of one position, of one channel."""
+    """Against one lax convolution each; depthwise, of one position and of one channel among them."""
     groups, c, o = channels
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
     padding = tuple((a, b + max(0, r - n)) for (a, b), r, n in zip(padding, reach, sizes))
     places = windows("w", sizes, kernel, stride, padding, dilation)
     shapes = {"x": (3, *sizes, c), "w": (*kernel, c // groups, o), "dy": (3, *places.length, o)}
-    with jax.enable_x64(True):
-        rng = np.random.default_rng(0)
-        at = {name: jnp.asarray(rng.standard_normal(shape)) for name, shape in shapes.items()}
-        for equation, fast, names in ((correlate, convolution.correlate, ("x", "w")), (pull_x, convolution.pull_x, ("dy", "w")),
-                                      (pull_w, convolution.pull_w, ("x", "dy"))):
-            a, b = at[names[0]], at[names[1]]
-            plain = jax.jit(lambda a, b, f=unwrap(equation): f(a, b, places, groups))
-            got = jax.jit(lambda a, b, f=partial(fast, equation): f(a, b, places, groups))(a, b)
-            np.testing.assert_allclose(got.reshape(plain(a, b).shape), plain(a, b), rtol=1e-12, atol=1e-12)
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    for equation, fast, first, second in EQUATIONS.values():
+        with jax.enable_x64(True):
+            want, got = (jax.jit(f, static_argnums=(2, 3))(arrays[first], arrays[second], places, groups)
+                         for f in (unwrap(equation), partial(fast, equation)))
+        np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
 
 
 def test_images_in_one_row_agree_with_the_equation(monkeypatch):

@@ -55,7 +55,10 @@ class _Form(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """The sequence cut in N blocks: q (N, ..., K, R, C), k and v (N, ..., K, S, C), which keys are there (N, ..., S), None: all."""
+    """The sequence cut in N blocks: q (N, ..., K, R, C), k and v (N, ..., K, S, C).
+
+    there: which keys are there, (N, ..., S), None for all.
+    """
 
     q: jax.Array
     k: jax.Array

@@ -101,7 +101,7 @@ def correlate(x: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.A
     """Returns y, less b: at every place of the window, the sum over its positions k of x w[k]."""
     return lax.conv_general_dilated(
         x, w, places.stride, places.pads, places.between, places.dilation, feature_group_count=groups,
-        dimension_numbers=_layout(places, "N{}C", "{}IO", "N{}C"))
+        dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
 
 
 def pull_x(dy: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
@@ -115,7 +115,7 @@ def pull_w(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Arr
     pads = [(low, span + reach - 1 - n - low) for (low, _), span, reach, n in ends]
     return lax.conv_general_dilated(
         x, dy, places.dilation, pads, rhs_dilation=places.stride, batch_group_count=groups,
-        dimension_numbers=_layout(places, "C{}N", "I{}O", "{}NC"))
+        dimension_numbers=_layout("C{}N", "I{}O", "{}NC", places))
 
 
 def flipped(w: jax.Array, groups: int) -> jax.Array:
@@ -125,8 +125,8 @@ def flipped(w: jax.Array, groups: int) -> jax.Array:
     return jnp.swapaxes(w, -1, -3).reshape(*size, w.shape[-1], groups * w.shape[-3])
 
 
-def _layout(places: Windows, *letters: str) -> tuple[str, ...]:
+def _layout(x: str, w: str, y: str, places: Windows) -> tuple[str, str, str]:
     space = "HW"[2 - len(places.size):]
-    return tuple(each.format(space) for each in letters)
+    return x.format(space), w.format(space), y.format(space)
 
 

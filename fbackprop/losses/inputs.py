@@ -9,12 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import expect
-from ..params import Tree
-
-
-def no_params(key: jax.Array, batch: Any) -> Tree:
-    """The init of a loss."""
-    return ()
 
 
 def several(batch: Any, least: int = 2, most: int = 2, hint: str = "") -> tuple[Any, ...]:
