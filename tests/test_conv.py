@@ -91,7 +91,8 @@ def test_both_weight_gradients_agree(sizes, kernel, stride, dilation, low, group
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x, dy = (jnp.asarray(rng.standard_normal(shape)) for shape in ((batch, *sizes, 4), (batch, *places.length, features)))
-        a, b = (jax.jit(f, static_argnums=(2, 3))(x, dy, places, groups) for f in (pull_w, convolution.side_by_side))
+        a, b = (jax.jit(f, static_argnums=(2, 3))(x, dy, places, groups)
+                for f in (pull_w, convolution.side_by_side))
     assert a.shape == (*kernel, 4 // groups, features)
     np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
@@ -104,10 +105,12 @@ EQUATIONS = {
 
 
 @settings(max_examples=20, deadline=None)
-@given(two(3, 7), st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]), two(1, 3), two(1, 2), st.tuples(two(0, 2), two(0, 2)),
+@given(two(3, 7), st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]), two(1, 3), two(1, 2),
+       st.tuples(two(0, 2), two(0, 2)),
        st.sampled_from([(1, 3, 2), (2, 4, 6), (3, 3, 3), (3, 3, 6), (1, 1, 4), (1, 4, 1)]))
-def test_formulations_for_a_cpu_agree_with_the_equations(sizes, kernel, stride, dilation, padding, channels):
-    """Against one lax convolution each; depthwise, of one position and of one channel among them."""
+def test_formulations_for_a_cpu_agree_with_the_equations(sizes, kernel, stride, dilation, padding,
+                                                         channels):
+    """Against one lax convolution each; depthwise, of one position, of one channel among them."""
     groups, c, o = channels
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
     padding = tuple((a, b + max(0, r - n)) for (a, b), r, n in zip(padding, reach, sizes))
@@ -117,7 +120,8 @@ def test_formulations_for_a_cpu_agree_with_the_equations(sizes, kernel, stride, 
     arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
     for equation, fast, first, second in EQUATIONS.values():
         with jax.enable_x64(True):
-            want, got = (jax.jit(f, static_argnums=(2, 3))(arrays[first], arrays[second], places, groups)
+            at = arrays[first], arrays[second]
+            want, got = (jax.jit(f, static_argnums=(2, 3))(*at, places, groups)
                          for f in (unwrap(equation), partial(fast, equation)))
         np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
 
@@ -126,7 +130,8 @@ def test_images_in_one_row_agree_with_the_equation(monkeypatch):
     """The layout for jax 0.10, on any jax; sizes are asked for float32 and large batches."""
     monkeypatch.setattr(convolution, "ONE_CORE", True)
     rng = np.random.default_rng(0)
-    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 16, 18, 32), (3, 3, 32, 64)))
+    x = rng.standard_normal((40, 16, 18, 32)).astype(np.float32)
+    w = rng.standard_normal((3, 3, 32, 64)).astype(np.float32)
     places = windows("w", (16, 18), (3, 3), (1, 1), ((0, 2), (2, 0)))
     in_row, plain = (jax.jit(lambda x, w, f=f: f(x, w, places, 1))
                      for f in (convolution.in_one_row(unwrap(correlate)), unwrap(correlate)))

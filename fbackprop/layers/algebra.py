@@ -17,7 +17,7 @@ Initializer = Callable[..., jax.Array]
 
 
 def einsum(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns the product in the dtype of `b`, accumulated in float32 and left so when that is narrower."""
+    """Returns a product in the dtype of `b`, in float32 when that is narrower."""
     return jnp.einsum(letters, a.astype(b.dtype), b, preferred_element_type=wide_dtype(b.dtype))
 
 
@@ -27,7 +27,7 @@ def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def rows(x: jax.Array, axes: int = 0) -> jax.Array:
-    """Returns x (B..., *sizes, C) with its leading axes joined: (B, *sizes, C), sizes of `axes` axes."""
+    """Returns x (B..., *sizes, C) with its leading axes joined, (B, *sizes, C); `axes` sizes."""
     return x.reshape(prod(x.shape[: -axes - 1]), *x.shape[-axes - 1:])
 
 
@@ -51,7 +51,7 @@ def bias_gradient(dy: jax.Array) -> jax.Array:
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """Returns dw (I, O) of y = x w, for x (..., I) and dy (..., O): the sum of x^T dy over leading axes.
+    """Returns dw (I, O) of y = x w, x (..., I): the sum of x^T dy over leading axes.
 
     Two axes, then one product: on a CPU XLA transposes an x of three axes first, number by number.
     """
@@ -64,9 +64,9 @@ def draw(init: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) 
     return init(key, shape, dtype) if prod(shape) else jnp.zeros(shape, dtype)
 
 
-def affine_init(key: jax.Array, shape: tuple[int, ...], dtype: Any, bias: bool, w_init: Initializer | None,
-                b_init: Initializer | None) -> Tree:
-    """Returns {"w": shape, "b": (its last axis,)}, no "b" without bias: He normal and zeros unless initializers are given."""
+def affine_init(key: jax.Array, shape: tuple[int, ...], dtype: Any, bias: bool,
+                w_init: Initializer | None, b_init: Initializer | None) -> Tree:
+    """Returns {"w": of `shape`, "b": its last axis}: He normal and zeros unless given."""
     w_key, b_key = jax.random.split(key)
     params = {"w": draw(w_init or jax.nn.initializers.he_normal(), w_key, shape, dtype)}
     if bias:

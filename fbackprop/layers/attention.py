@@ -77,10 +77,11 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
     block = None if block is None else expect_whole("attention block", block)
     expect(heads % shared == 0, "attention kv_heads", f"a divisor of heads = {heads}", repr(kv_heads))
     form = _Form(heads, shared, causal, block)
-    tuning = tile_tuning("block", block, lambda x: jax.tree.leaves(x)[0].shape[-2], partial(attention, heads, kv_heads, causal))
-    return parameterless("attention", partial(_forward, form), partial(_backward, form),
-                         given(attention, heads, kv_heads=kv_heads, causal=causal, block=block), partial(_checked, form),
-                         tuning=tuning)
+    options = given(attention, heads, kv_heads=kv_heads, causal=causal, block=block)
+    tuning = tile_tuning("block", block, lambda x: jax.tree.leaves(x)[0].shape[-2],
+                         partial(attention, heads, kv_heads, causal))
+    return parameterless("attention", partial(_forward, form), partial(_backward, form), options,
+                         partial(_checked, form), tuning)
 
 
 def _checked(form: _Form, x: Any) -> tuple[Any, Any]:
@@ -109,14 +110,15 @@ def _forward(form: _Form, x: Any) -> tuple[Any, Any]:
     zeros = wide(jnp.zeros(q.shape[:-1], q.dtype))  # (N, ..., K, R)
     rows = [wide(jnp.zeros(q.shape, q.dtype)), zeros, zeros - jnp.inf]
     y, mass, top = walk(partial(_attend, form, blocks), rows, *_pairs(form, q))
-    mass = jnp.where(mass == 0, 1, mass)  # a query that may attend to nothing: y = 0, lse finite, exp(-inf - lse) = 0
+    # a query that may attend to nothing: y = 0, lse finite, exp(-inf - lse) = 0
+    mass = jnp.where(mass == 0, 1, mass)
     y = _packed(_ungrouped(y / column(mass, y), form.heads), qkv.shape[-2]).astype(qkv.dtype)
     lse = jnp.where(top == -jnp.inf, 0, top) + jnp.log(mass)
     return (y if mask is None else (y, mask)), (qkv, mask, y, lse)
 
 
 def _attend(form: _Form, blocks: _Blocks, rows: list[jax.Array], pair: Any) -> list[jax.Array]:
-    """A tile into the running sum of exp(s - top) v, of exp(s - top), and the running maximum `top` of its queries."""
+    """A tile into the sums of exp(s - top) v and of exp(s - top), top the maximum so far."""
     i, j = pair
     s = einsum("...krc,...ksc->...krs", at(blocks.q, i), at(blocks.k, j)) / sqrt(blocks.q.shape[-1])
     s = _allowed(form, blocks, s, i, j)
@@ -124,7 +126,8 @@ def _attend(form: _Form, blocks: _Blocks, rows: list[jax.Array], pair: Any) -> l
     v = at(blocks.v, j)
     top, p, shrink = softmax_step(top, s)
     y = y * column(shrink, y) + einsum("...krs,...ksc->...krc", p, v)
-    return [put(row, new[None], i) for row, new in zip(rows, (y, mass * shrink + jnp.sum(p, axis=-1), top))]
+    mass = mass * shrink + jnp.sum(p, axis=-1)
+    return [put(row, new[None], i) for row, new in zip(rows, (y, mass, top))]
 
 
 def _backward(form: _Form, residuals: Any, dy: Any) -> Any:
@@ -136,16 +139,18 @@ def _backward(form: _Form, residuals: Any, dy: Any) -> Any:
     mean = jnp.sum(wide(dy) * wide(y), axis=-1)  # rowsum(p dp): the rank-one term of the softmax
     sums = [wide(jnp.zeros_like(a)) for a in (q, k, v)]
     dq, dk, dv = walk(partial(_pull, form, blocks, lse, dy, mean), sums, *_pairs(form, q))
-    dq, dk = dq / sqrt(q.shape[-1]), dk / sqrt(q.shape[-1])  # here: as part of ds it would be T x T numbers more
-    dqkv = _packed(jnp.concatenate([_ungrouped(dq, form.heads), dk, dv], axis=-3), qkv.shape[-2]).astype(qkv.dtype)
+    root = sqrt(q.shape[-1])
+    dq, dk = dq / root, dk / root  # here: as part of ds it would be T x T numbers more
+    blocked = jnp.concatenate([_ungrouped(dq, form.heads), dk, dv], axis=-3)
+    dqkv = _packed(blocked, qkv.shape[-2]).astype(qkv.dtype)
     return dqkv if mask is None else (dqkv, None)
 
 
-def _pull(form: _Form, blocks: _Blocks, lse: jax.Array, dy: jax.Array, mean: jax.Array, sums: list[jax.Array],
-          pair: Any) -> list[jax.Array]:
-    """A tile's dq, dk and dv added to the sums, the first two times sqrt(C); dk and dv are sums over all rows of the group."""
+def _pull(form: _Form, blocks: _Blocks, lse: jax.Array, dy: jax.Array, mean: jax.Array,
+          sums: list[jax.Array], pair: Any) -> list[jax.Array]:
+    """A tile's dq sqrt(C), dk sqrt(C) and dv added to the sums, dk and dv of a whole group."""
     i, j = pair
-    # transposed, or XLA merges the product with the forward's and keeps the T x T of every layer in between
+    # transposed, or XLA merges the product with the forward's and keeps every layer's T x T
     s = einsum("...ksc,...krc->...ksr", at(blocks.k, j), at(blocks.q, i)) / sqrt(blocks.q.shape[-1])
     s = _allowed(form, blocks, s, i, j, transposed=True)
     p = jnp.exp(s - _row(at(lse, i), s))
@@ -155,27 +160,32 @@ def _pull(form: _Form, blocks: _Blocks, lse: jax.Array, dy: jax.Array, mean: jax
     dq = einsum("...ksr,...ksc->...krc", ds, k)
     dk = einsum("...ksr,...krc->...ksc", ds, q)
     dv = einsum("...ksr,...krc->...ksc", p, dy)
-    return [put(total, (at(total, spot) + part)[None], spot) for spot, total, part in zip((i, j, j), sums, (dq, dk, dv))]
+    return [put(total, (at(total, spot) + part)[None], spot)
+            for spot, total, part in zip((i, j, j), sums, (dq, dk, dv))]
 
 
 def _pairs(form: _Form, q: jax.Array) -> tuple[np.ndarray, int]:
-    """Every pair (query block, key block) that may hold a weight, and how many of them may be written out."""
+    """Every (query block, key block) that may hold a weight; how many may be written out."""
     count, rows, channels = len(q), *q.shape[-2:]
-    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1 if form.causal else count)], np.int32)
+    pairs = [(i, j) for i in range(count) for j in range(i + 1 if form.causal else count)]
     # the weights of a tile, of which XLA has several at a time, against qkv
-    return pairs, FEW if rows <= 3 * count * channels else 1
+    return np.array(pairs, np.int32), FEW if rows <= 3 * count * channels else 1
 
 
-def _allowed(form: _Form, blocks: _Blocks, s: jax.Array, i: Any, j: Any, transposed: bool = False) -> jax.Array:
+def _allowed(form: _Form, blocks: _Blocks, s: jax.Array, i: Any, j: Any,
+             transposed: bool = False) -> jax.Array:
     """s (..., K, R, S) of query block i and key block j with -inf where a query may not look."""
     rows, keys = (-1, -2) if transposed else (-2, -1)
     size = blocks.k.shape[-2]
     if blocks.there is not None:
-        s = jnp.where(jnp.broadcast_to(jnp.expand_dims(at(blocks.there, j), (-3, rows)), s.shape), s, -jnp.inf)
+        there = jnp.expand_dims(at(blocks.there, j), (-3, rows))
+        s = jnp.where(jnp.broadcast_to(there, s.shape), s, -jnp.inf)
     if form.causal:
-        row, key = (block * size + lax.iota(np.int32, s.shape[axis]) % size for block, axis in ((i, rows), (j, keys)))
-        row, key = (jnp.expand_dims(each, other) for each, other in ((row, keys), (key, rows)))  # not yet T x T: that is kept
-        s = jnp.where(jnp.broadcast_to(key, s.shape) <= jnp.broadcast_to(row, s.shape), s, -jnp.inf)
+        row, key = (block * size + lax.iota(np.int32, s.shape[axis]) % size
+                    for block, axis in ((i, rows), (j, keys)))
+        row, key = jnp.expand_dims(row, keys), jnp.expand_dims(key, rows)  # not yet T x T
+        forward = jnp.broadcast_to(key, s.shape) <= jnp.broadcast_to(row, s.shape)
+        s = jnp.where(forward, s, -jnp.inf)
     return s
 
 

@@ -47,13 +47,13 @@ def fan_out(*layers: Layer) -> Layer:
     """x -> (y0, y1, ...): one value into every layer. params: a tuple, one tree per layer."""
 
     def summed(dxs: tuple[Any, ...]) -> Any:
-        return reduce(lambda a, b: jax.tree.map(jnp.add, a, b), dxs)  # None where integer: no leaf there
+        return reduce(lambda a, b: jax.tree.map(jnp.add, a, b), dxs)  # None where integer
 
     return _side_by_side(fan_out, layers, lambda x: (x,) * len(layers), summed)
 
 
-def _side_by_side(maker: Callable[..., Layer], layers: tuple[Layer, ...], each: Callable[[Any], Any],
-                  back: Callable[[tuple[Any, ...]], Any]) -> Layer:
+def _side_by_side(maker: Callable[..., Layer], layers: tuple[Layer, ...],
+                  each: Callable[[Any], Any], back: Callable[[tuple[Any, ...]], Any]) -> Layer:
     """Layer i on each(x)[i]; dx = back(every layer's dx)."""
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -78,7 +78,8 @@ def _side_by_side(maker: Callable[..., Layer], layers: tuple[Layer, ...], each: 
                 results.append(layer.backward(params[i], residuals[i], dys[i]))
         return tuple(dparams for dparams, _ in results), back(tuple(dx for _, dx in results))
 
-    return Layer(maker.__name__, init, forward, backward, parts=layers, rebuild=lambda parts: maker(*parts))
+    return Layer(maker.__name__, init, forward, backward, parts=layers,
+                 rebuild=lambda parts: maker(*parts))
 
 
 def add() -> Layer:

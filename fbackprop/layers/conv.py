@@ -13,8 +13,8 @@ Raises    TypeError: params without w, b; ValueError: rank, widths, dtypes, a wi
           not divide C and O, options that are no whole numbers, padding of another form
 Source    LeCun et al. 1989; Dumoulin and Visin 2016, section 4 (dx as a convolution); derivation in docs/derivations/conv.md
 
-The three equations are one convolution each; layers/kernels/convolution.py has other formulations of them that are faster on
-a CPU, and chooses by the sizes.
+The three equations are one convolution each; layers/kernels/convolution.py has formulations of them
+that are faster on a CPU, and chooses by the sizes.
 """
 
 from __future__ import annotations
@@ -79,8 +79,10 @@ def _conv(maker: Callable, axes: int, features: Any, kernel: Any, stride: Any, p
         expect_params(params, *("w", "b")[: 1 + bias])
         expect_floating(x=x, **params)
         w, wanted = params["w"], shape(x)
-        expect(w.shape == wanted, "w", f"{wanted} for x {x.shape}", w, "Was init given x of another shape?")
-        y = plus_bias(fast.correlate(correlate, rows(x, axes), w, placed(x), groups), params)  # B *length O
+        expect(w.shape == wanted, "w", f"{wanted} for x {x.shape}", w,
+               "Was init given x of another shape?")
+        y = fast.correlate(correlate, rows(x, axes), w, placed(x), groups)  # B *length O
+        y = plus_bias(y, params)
         return y.astype(x.dtype).reshape(*x.shape[: -axes - 1], *y.shape[1:]), x
 
     def backward(params: Tree, x: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
@@ -100,17 +102,17 @@ def _conv(maker: Callable, axes: int, features: Any, kernel: Any, stride: Any, p
 def correlate(x: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
     """Returns y, less b: at every place of the window, the sum over its positions k of x w[k]."""
     return lax.conv_general_dilated(
-        x, w, places.stride, places.pads, places.between, places.dilation, feature_group_count=groups,
-        dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
+        x, w, places.stride, places.pads, places.between, places.dilation,
+        feature_group_count=groups, dimension_numbers=_layout("N{}C", "{}IO", "N{}C", places))
 
 
 def pull_x(dy: jax.Array, w: jax.Array, places: Windows, groups: int) -> jax.Array:
-    """Returns dx: dy with stride - 1 zeros between, correlated with the kernel flipped, I and O exchanged."""
+    """Returns dx: dy, stride - 1 zeros between, correlated with w flipped, I and O exchanged."""
     return correlate(dy, flipped(w, groups), places.back(), groups)
 
 
 def pull_w(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Array:
-    """Returns dw (*kernel, I, O): x correlated with dy, stride and dilation exchanged, the batch in the place of channels."""
+    """Returns dw: x correlated with dy, stride and dilation exchanged, the batch as channels."""
     ends = zip(places.pads, places.span, places.reach, places.sizes)
     pads = [(low, span + reach - 1 - n - low) for (low, _), span, reach, n in ends]
     return lax.conv_general_dilated(
@@ -121,7 +123,8 @@ def pull_w(x: jax.Array, dy: jax.Array, places: Windows, groups: int) -> jax.Arr
 def flipped(w: jax.Array, groups: int) -> jax.Array:
     """(*kernel, I, G O) -> (*kernel, O, G I), the last position of the kernel first."""
     size = w.shape[:-2]
-    w = jnp.flip(w, range(len(size))).reshape(*w.shape[:-1], groups, w.shape[-1] // groups)  # *K I G O
+    w = jnp.flip(w, range(len(size)))
+    w = w.reshape(*w.shape[:-1], groups, w.shape[-1] // groups)  # *K I G O
     return jnp.swapaxes(w, -1, -3).reshape(*size, w.shape[-1], groups * w.shape[-3])
 
 

@@ -102,8 +102,8 @@ def rotary(base: float = 10000.0) -> Layer:
         return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
     # the transpose of a rotation is the rotation back
-    return parameterless("rotary", lambda x: (turned(x, 1), ()), lambda _, dy: turned(dy, -1), given(rotary, base=base),
-                         _expect_pairs)
+    return parameterless("rotary", lambda x: (turned(x, 1), ()), lambda _, dy: turned(dy, -1),
+                         given(rotary, base=base), _expect_pairs)
 
 
 def _expect_tokens(x: Any) -> None:

@@ -49,8 +49,8 @@ def _glu(maker: Callable, hidden: int, w_init: Initializer | None, function: str
         expect_floating(x=x)
         expect(x.ndim >= 1, "x", "at least one axis", x)
         of = w_init or jax.nn.initializers.lecun_normal()
-        keys = jax.random.split(key, 3)
-        return {name: draw(of, k, shape, x.dtype) for k, (name, shape) in zip(keys, shapes(x).items())}
+        keys = zip(jax.random.split(key, 3), shapes(x).items())
+        return {name: draw(of, k, shape, x.dtype) for k, (name, shape) in keys}
 
     def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, Any]:
         expect_params(params, "gate", "up", "down")
@@ -68,7 +68,8 @@ def _glu(maker: Callable, hidden: int, w_init: Initializer | None, function: str
         du = _product(a, dh)
         dg = _product(wide(u) * act.df(wide(g), *option), dh)
         dparams = {"gate": weight_gradient(x, dg), "up": weight_gradient(x, du), "down": weight_gradient(_product(a, u), dy)}
-        return dparams, matmul(dg, params["gate"].T) + matmul(du, params["up"].T)  # x was used twice
+        dx = matmul(dg, params["gate"].T) + matmul(du, params["up"].T)  # x was used twice
+        return dparams, dx
 
     def shapes(x: Any) -> dict[str, tuple[int, int]]:
         into, out = (x.shape[-1], hidden), (hidden, x.shape[-1])

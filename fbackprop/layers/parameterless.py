@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ..checks import expect_floating, expect_params
-from ..facts import Option
+from ..facts import Option, Tuning
 from ..layer import Layer
 from ..params import Tree
 
@@ -22,11 +22,12 @@ def anything(x: Any) -> None:
     """Raises nothing."""
 
 
-def parameterless(kind: str, forward: Callable[[Any], tuple[Any, Any]], backward: Callable[[Any, Any], Any],
-                  options: tuple[Option, ...] = (), check: Callable[[Any], object] = floating, **facts: Any) -> Layer:
-    """Returns the Layer with params () of `forward(x) -> (y, residuals)` and `backward(residuals, dy) -> dx`.
+def parameterless(kind: str, forward: Callable[[Any], tuple[Any, Any]],
+                  backward: Callable[[Any, Any], Any], options: tuple[Option, ...] = (),
+                  check: Callable[[Any], object] = floating, tuning: Tuning | None = None) -> Layer:
+    """Returns the Layer of `forward(x) -> (y, residuals)` and `backward(residuals, dy) -> dx`.
 
-    check: raises for an x that does not fit, in init and in front of `forward`. facts: further fields of the Layer.
+    check: raises for an x that does not fit, in init and in front of `forward`.
     """
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -38,4 +39,5 @@ def parameterless(kind: str, forward: Callable[[Any], tuple[Any, Any]], backward
         check(x)
         return forward(x)
 
-    return Layer(kind, init, with_params, lambda _, residuals, dy: ((), backward(residuals, dy)), options, **facts)
+    with_dparams = lambda _, residuals, dy: ((), backward(residuals, dy))
+    return Layer(kind, init, with_params, with_dparams, options, tuning=tuning)

@@ -104,7 +104,8 @@ def _pool(kind: str, options: tuple[Option, ...], window: Any, stride: Any, padd
         y, kept = reduce(rows(x, axes), placed(x.shape))
         return y.reshape(*x.shape[: -axes - 1], *y.shape[1:]), (kept, Static(x.shape))
 
-    return parameterless(kind, forward, _spread(lambda kept, dy, shape: spread(rows(dy, axes), kept, placed(shape))), options)
+    dx_of = lambda kept, dy, shape: spread(rows(dy, axes), kept, placed(shape))
+    return parameterless(kind, forward, _spread(dx_of), options)
 
 
 def _spread(dx_of: Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]) -> Callable:
@@ -140,7 +141,8 @@ def _global(kind: str, reduce: Callable, spread: Callable) -> Layer:
         y, kept = reduce(x.reshape(x.shape[0], prod(x.shape[1:-1]), x.shape[-1]))
         return y, (kept, Static(x.shape))
 
-    return parameterless(kind, forward, _spread(lambda kept, dy, shape: spread(dy, kept, prod(shape[1:-1]))))
+    dx_of = lambda kept, dy, shape: spread(dy, kept, prod(shape[1:-1]))
+    return parameterless(kind, forward, _spread(dx_of))
 
 
 def global_avg_pool() -> Layer:

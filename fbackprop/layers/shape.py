@@ -108,4 +108,5 @@ def scale(factor: float) -> Layer:
            "A trained factor is a layer of its own: see docs/adding-a-layer.md")
 
     times = lambda x: (float(factor) * wide(x)).astype(x.dtype)
-    return parameterless("scale", lambda x: (times(x), ()), lambda _, dy: times(dy), given(scale, float(factor)))
+    return parameterless("scale", lambda x: (times(x), ()), lambda _, dy: times(dy),
+                         given(scale, float(factor)))

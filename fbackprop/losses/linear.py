@@ -24,6 +24,7 @@ divide, the last tile overlaps the one before it and leaves out what has been co
 from __future__ import annotations
 
 from functools import partial
+from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -74,11 +75,14 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
     chunk = None if chunk is None else expect_whole("linear_cross_entropy chunk", chunk)
     expect(axis in AXES, "linear_cross_entropy axis", " or ".join(map(repr, AXES)), repr(axis))
     check_options(label_smoothing, ignore_index)
-    form = _Form(vocabulary, chunk, axis, ("w", "b") if bias else ("w",), label_smoothing, ignore_index)
+    names = ("w", "b")[: 1 + bias]
+    form = _Form(vocabulary, chunk, axis, names, label_smoothing, ignore_index)
     made_with: dict[str, Any] = {"axis": axis, "bias": bias, "label_smoothing": label_smoothing,
                                  "ignore_index": ignore_index, "w_init": w_init}
-    init = partial(_init, form, w_init or jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2))  # a row of w: a class
-    tuning = tile_tuning("chunk", chunk, lambda x: prod(x[0].shape[:-1]) if form.at_once else vocabulary,
+    # a row of w is one class, so fan-in is its last axis
+    init = partial(_init, form, w_init or jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2))
+    whole = lambda x: prod(x[0].shape[:-1]) if form.at_once else vocabulary
+    tuning = tile_tuning("chunk", chunk, whole,
                          lambda size: linear_cross_entropy(vocabulary, size, **made_with))
     return Layer("linear_cross_entropy", init, partial(_forward, form), partial(_backward, form),
                  given(linear_cross_entropy, vocabulary, chunk=chunk, **made_with), tuning=tuning,
@@ -118,8 +122,9 @@ def _backward(form: _Form, params: Tree, residuals: Any, dvalue: jax.Array) -> t
     return {"w": dw, "b": db} if "b" in form.names else {"w": dw}, (dh, None)
 
 
-def _see_again(form: _Form, params: Tree, h: jax.Array, labels: jax.Array, lse: jax.Array) -> tuple[Any, ...]:
-    """dh, dw and db from logits made a second time: a tile of some classes cannot know lse before the last has been seen."""
+def _see_again(form: _Form, params: Tree, h: jax.Array, labels: jax.Array,
+               lse: jax.Array) -> tuple[Any, ...]:
+    """dh, dw and db from logits recomputed: a tile of some classes is seen before lse is known."""
     tiles = _tiles(form, params, rows(h), labels)
 
     def tile(sums: Any, spot: Any) -> Any:
@@ -142,7 +147,8 @@ def _linear_logits(form: _Form, init: Any) -> Layer:
     def backward(params: Tree, h: jax.Array, dy: jax.Array) -> tuple[Tree, Any]:
         dh = einsum("...v,vd->...d", dy, params["w"]).astype(h.dtype)
         dw = einsum("nv,nd->vd", rows(dy), rows(h)).astype(h.dtype)
-        return {"w": dw, "b": bias_gradient(rows(dy))} if "b" in form.names else {"w": dw}, (dh, None)
+        dparams = {"w": dw, "b": bias_gradient(rows(dy))} if "b" in form.names else {"w": dw}
+        return dparams, (dh, None)
 
     return Layer("linear_logits", init, forward, backward, given(_linear_logits, form.vocabulary))
 
@@ -167,10 +173,10 @@ def _logits(h: jax.Array, params: Tree) -> jax.Array:
 
 
 class _Tiles(NamedTuple):
-    """The rows of h and their labels, in tiles of `size`, (rows, classes). `share` is 1 / M, in two: early * late.
+    """The rows of h and their labels, in tiles of `size`, (rows, classes).
 
-    `early` is a factor of every tile's g, `late` (None: 1) one of the sums. The first is free, the second a pass over dw; but
-    in float16 g / M is too small.
+    share: 1 / M = early * late. early is a factor of every tile's g, late (None: 1) one of the
+    sums. The first is free, the second a pass over dw; but in float16 g / M is too small.
     """
 
     form: _Form
@@ -187,21 +193,22 @@ def _tiles(form: _Form, params: Tree, flat: jax.Array, labels: jax.Array) -> _Ti
     whole, size = (len(labels), form.vocabulary), [len(labels), form.vocabulary]
     along = AXES.index(form.axis)
     size[along] = tile_size(whole[along], form.chunk)
-    counted = jnp.where(is_index(labels, form.ignore_index), 0, jnp.ones(labels.shape, wide_dtype(flat.dtype)))
-    share = inverse(jnp.sum(counted))
+    ignored = is_index(labels, form.ignore_index)
+    share = inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones(labels.shape, wide_dtype(flat.dtype)))))
     early, late = (1, share) if flat.dtype == jnp.float16 else (share, None)
     return _Tiles(form, params, flat, labels, (size[0], size[1]), share, early, late)
 
 
 def _spots(tiles: _Tiles) -> tuple[np.ndarray, np.ndarray]:
-    """Of every tile (first row, first class), and of those the first that were not counted before."""
+    """Each tile's (first row, first class), and (row, class) from which nothing was counted yet."""
     whole, size = (len(tiles.rows), tiles.form.vocabulary), tiles.size
-    firsts = np.array([(r, c) for r in range(0, whole[0], size[0]) for c in range(0, whole[1], size[1])], np.int32)
+    along = (range(0, n, step) for n, step in zip(whole, size))
+    firsts = np.array(list(product(*along)), np.int32)
     return np.minimum(firsts, np.subtract(whole, size, dtype=np.int32)), firsts
 
 
 def _see(tiles: _Tiles, carry: Any, spot: Any) -> Any:
-    """A tile into each row's maximum, sum of exponentials, logit of the label and sum of logits; and into dh, dw, db."""
+    """A tile into each row's maximum, sum of exp, label's logit, sum of logits; and dh, dw, db."""
     so_far, sums = carry
     (r, _), _ = spot
     top, mass, picked, spread = (take(each, r, tiles.size[0]) for each in so_far)
@@ -212,12 +219,13 @@ def _see(tiles: _Tiles, carry: Any, spot: Any) -> Any:
     mass = mass * shrink + jnp.sum(p, axis=-1)
     so_far = tuple(put(each, now, r) for each, now in zip(so_far, (top, mass, picked, spread)))
     if tiles.form.at_once:
-        p = p * column(1 / mass, p)  # made from the exp above: a second one would cost as much as half a product
+        p = p * column(1 / mass, p)  # a second exp would cost as much as half a product
         sums = _pull(tiles, sums, p, hot, fresh, w, spot)
     return so_far, sums
 
 
-def _pull(tiles: _Tiles, sums: Any, p: jax.Array, hot: jax.Array, fresh: jax.Array, w: jax.Array, spot: Any) -> Any:
+def _pull(tiles: _Tiles, sums: Any, p: jax.Array, hot: jax.Array, fresh: jax.Array, w: jax.Array,
+          spot: Any) -> Any:
     """A tile's part of dh, dw and db, times `early`, added to the sums."""
     (dh, dw, db), ((r, c), _), n = sums, spot, len(p)
     form, labels = tiles.form, tiles.labels
@@ -231,14 +239,15 @@ def _pull(tiles: _Tiles, sums: Any, p: jax.Array, hot: jax.Array, fresh: jax.Arr
 
 
 def _logits_at(tiles: _Tiles, spot: Any) -> tuple[jax.Array, ...]:
-    """Of a tile: logits, where the target's stand, which were not counted before, and its rows of w."""
+    """A tile's logits, where the targets' are, which were not counted before, and its rows of w."""
     (r, c), first = spot
     part = {name: take(tiles.params[name], c, tiles.size[1]) for name in tiles.form.names}
     x = _logits(take(tiles.rows, r, tiles.size[0]), part)  # (n, v)
     row, label = (start + lax.broadcasted_iota(np.int32, x.shape, axis) for axis, start in enumerate((r, c)))
     hot = column(take(tiles.labels, r, tiles.size[0]), x) == label.astype(tiles.labels.dtype)
     overlap = len(tiles.rows) % tiles.size[0] or tiles.form.vocabulary % tiles.size[1]
-    return x, hot, (row >= first[0]) & (label >= first[1]) if overlap else jnp.array(True), part["w"]
+    fresh = (row >= first[0]) & (label >= first[1]) if overlap else jnp.array(True)
+    return x, hot, fresh, part["w"]
 
 
 def _picked(x: jax.Array, labels: jax.Array, spot: Any) -> jax.Array:
@@ -253,4 +262,5 @@ def _picked(x: jax.Array, labels: jax.Array, spot: Any) -> jax.Array:
 def _no_sums(tiles: _Tiles) -> tuple[jax.Array, ...]:
     """dh, dw and db before the first tile."""
     w = tiles.params["w"]
-    return tuple(wide(jnp.zeros(shape, w.dtype)) for shape in (tiles.rows.shape, w.shape, w.shape[:1]))
+    shapes = (tiles.rows.shape, w.shape, w.shape[:1])
+    return tuple(wide(jnp.zeros(shape, w.dtype)) for shape in shapes)

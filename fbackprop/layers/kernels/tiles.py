@@ -45,7 +45,7 @@ def largest_divisor(whole: int, most: int) -> int:
 
 
 def walk(tile: Callable[[Any, Any], Any], carry: Any, spots: Any, few: int = 1) -> Any:
-    """Returns the carry after `tile(carry, spot) -> carry` at every spot, a slice of the NumPy arrays in `spots`.
+    """Returns the carry after `tile(carry, spot) -> carry` at every spot, a slice of each array.
 
     Up to `few` tiles are written out, for a loop copies what it reads; more are scanned.
     """
@@ -58,15 +58,17 @@ def walk(tile: Callable[[Any, Any], Any], carry: Any, spots: Any, few: int = 1) 
 
 
 def softmax_step(top: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """From the maximum of each row so far and a tile x (..., V) with more of it: the new maximum, exp(x - maximum), and the
-    factor by which sums of earlier exponentials shrink.
+    """Returns each row's maximum after a tile x (..., V) more, p = exp(x - maximum), and the factor
+    by which sums of earlier exponentials shrink.
     """
     new = lax.stop_gradient(jnp.maximum(top, jnp.max(x, axis=-1)))
-    base = jnp.where(new == -jnp.inf, 0, new)  # nothing so far: exp(-inf - 0) = 0, where exp(-inf + inf) is NaN
+    # nothing so far: exp(-inf - 0) = 0, where exp(-inf + inf) is NaN
+    base = jnp.where(new == -jnp.inf, 0, new)
     return new, jnp.exp(x - column(base, x)), jnp.exp(top - base)
 
 
-def tile_tuning(name: str, size: int | None, whole: Callable[[Any], int], make: Callable[[int], Layer]) -> Tuning:
-    """Returns the tuning of a layer whose tile is `size`, or the `whole(x)`: halves of it, by `make(smaller size)`."""
+def tile_tuning(name: str, size: int | None, whole: Callable[[Any], int],
+                make: Callable[[int], Layer]) -> Tuning:
+    """Returns the tuning of a layer with a tile of `size`, None: of `whole(x)`; `make(smaller)`."""
     settings = lambda x: [{name: smaller} for smaller in halves(size or whole(x), LEAST)]
     return Tuning((name,), settings, lambda setting: make(setting[name]))

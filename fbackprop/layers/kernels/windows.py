@@ -71,7 +71,7 @@ class Windows:
         return Windows(self.length, ones, ones, ones, ((0, 0),) * len(ones), ones)
 
     def back(self) -> Windows:
-        """From every element of x over what the windows that met it have found, the window's last position first."""
+        """From an element of x over what the windows that met it found, the last position first."""
         ones = (1,) * len(self.size)
         low = [reach - 1 - p for reach, (p, _) in zip(self.reach, self.pads)]
         ends = zip(low, self.sizes, self.reach, self.span)

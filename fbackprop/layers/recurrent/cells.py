@@ -30,11 +30,12 @@ from ...params import Tree
 from ..algebra import bias_gradient, matmul
 
 
-def _cell(kind: str, features: int, gates: int, carried: int, forward: Callable, pull: Callable, gradients: Callable,
-          again: Callable | None = None, bias: bool = False) -> Layer:
-    """Returns the cell on `(carry, x_t) -> (carry, y_t)`, x_t already projected, whose backward is the two halves.
+def _cell(kind: str, features: int, gates: int, carried: int, forward: Callable, pull: Callable,
+          gradients: Callable, again: Callable | None = None, bias: bool = False) -> Layer:
+    """Returns the cell `(carry, x_t) -> (carry, y_t)`, x_t projected before; backward in halves.
 
-    gates: how often x is as wide as h; carried: arrays in the carry; again: see CellRule; bias: whether params have a b.
+    gates: how often x is as wide as h; carried: arrays in the carry; again: see CellRule; bias:
+    whether params have a b.
     """
 
     def init(key: jax.Array, x: Any) -> Tree:

@@ -43,7 +43,8 @@ def recurrent(cell: Layer, last: bool = False, reverse: bool = False, initial: b
     expect_layers("recurrent", (cell,))
     start = rule_of(cell).start
     expect(truncate is None or truncate >= 1, "recurrent truncate", "None or at least 1", repr(truncate))
-    options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
+    options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial,
+                               "truncate": truncate}
     rule = _Recurrence(cell, start, **options)
     scan = None if initial or truncate else Scan("time", last=last, reverse=reverse)
     return Layer("recurrent", rule.init, rule.forward, rule.backward, given(recurrent, **options),
@@ -72,7 +73,7 @@ class _Recurrence:
 
         def step(carry: Any, at_t: Any) -> tuple[Any, Any, Any]:
             turn, x_t = at_t
-            carry = self.cut(turn, carry, lax.stop_gradient)  # for autodiff; backward cuts by itself
+            carry = self.cut(turn, carry, lax.stop_gradient)  # for autodiff: backward cuts itself
             with at(0, self.cell):
                 (after, y_t), residuals = self.cell.forward(params[0], (carry, x_t))
             return after, y_t, residuals
@@ -101,7 +102,8 @@ class _Recurrence:
                 dbefore, dx_t = pull(restore(plan, (turn, x_t), kept_t), (dcarry, dy_t))
             return self.cut(turn, dbefore, jnp.zeros_like), (dx_t, (dcarry, dy_t))
 
-        dbefore, (dxs, dstates) = lax.scan(step, dcarry, (order, xs, kept, dys), reverse=not self.reverse)
+        steps = (order, xs, kept, dys)
+        dbefore, (dxs, dstates) = lax.scan(step, dcarry, steps, reverse=not self.reverse)
         with at(0, self.cell):
             dparams = gradients(restore(plan, (order, xs), kept), dxs, dstates)  # all steps at once
         dx = jnp.moveaxis(dxs, 0, 1)
@@ -111,7 +113,8 @@ class _Recurrence:
         """The first carry, and x."""
         carry = None
         if self.initial:
-            expect(isinstance(x, tuple) and len(x) == 2, "x", "a pair (carry, x)", x, error=TypeError)
+            paired = isinstance(x, tuple) and len(x) == 2
+            expect(paired, "x", "a pair (carry, x)", x, error=TypeError)
             carry, x = x
         expect_sequence(x)
         return (carry if self.initial else self.start(one_step(x))), x
