@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_whole
+from ..checks import expect, expect_array, expect_floating, expect_whole
 from ..dtypes import wide
 from ..facts import given
 from ..layer import Layer
@@ -97,7 +97,7 @@ def _checked(form: _Form, x: Any) -> tuple[Any, Any]:
            f"A dense({parts} * C) in front makes them")
     expect(qkv.shape[-2] > 0, "qkv", "at least one position", qkv, "A mean over nothing has no value")
     if paired:
-        expect(hasattr(mask, "shape") and hasattr(mask, "dtype"), "mask", "one array", mask, error=TypeError)
+        expect_array("mask", mask)
         expect(mask.dtype == bool, "mask", "bool, True where a key may be attended", mask)
         expect(mask.shape == qkv.shape[:-1], "mask", f"a key per position, bool{list(qkv.shape[:-1])}", mask)
     return qkv, mask

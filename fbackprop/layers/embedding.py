@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect, expect_floating, expect_params, expect_whole
+from ..checks import expect, expect_array, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
 from ..layer import Layer
@@ -107,7 +107,7 @@ def rotary(base: float = 10000.0) -> Layer:
 
 
 def _expect_tokens(x: Any) -> None:
-    expect(hasattr(x, "shape") and hasattr(x, "dtype"), "x", "one array", x, error=TypeError)
+    expect_array("x", x)
     expect(jnp.issubdtype(x.dtype, jnp.integer), "x", "an integer dtype, token numbers", x)
 
 

@@ -26,13 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating
+from ..checks import expect, expect_array, expect_floating
 from ..dtypes import is_floating, wide
 from ..facts import given
 from ..layer import Layer
 from ..layers.algebra import column
 from ..layers.parameterless import anything, parameterless
-from .inputs import check_options, class_numbers, expect_array, inverse, is_index, several
+from .inputs import check_options, class_numbers, inverse, is_index, several
 
 
 def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = None, ignore_index: int | None = None) -> Layer:

@@ -18,11 +18,6 @@ def several(batch: Any, least: int = 2, most: int = 2, hint: str = "") -> tuple[
     return tuple(batch)
 
 
-def expect_array(what: str, array: Any) -> None:
-    """TypeError unless it has a shape and a dtype."""
-    expect(hasattr(array, "shape") and hasattr(array, "dtype"), what, "one array", array, error=TypeError)
-
-
 def class_numbers(target: Any, shape: tuple[int, ...]) -> jax.Array:
     """`target` (...) in a dtype that can count classes: with uint8, class 256 would be class 0 again."""
     expect(jnp.issubdtype(target.dtype, jnp.integer), "target", "class numbers or probabilities", target)

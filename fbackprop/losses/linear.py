@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params, expect_whole
+from ..checks import expect, expect_array, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
 from ..layer import Layer
@@ -41,7 +41,7 @@ from ..layers.algebra import Initializer, bias_gradient, column, draw, einsum, p
 from ..layers.kernels.tiles import add, put, softmax_step, take, tile_size, tile_tuning, walk
 from ..params import Tree
 from .cross_entropy import legal
-from .inputs import check_options, class_numbers, expect_array, inverse, is_index, several
+from .inputs import check_options, class_numbers, inverse, is_index, several
 
 AXES = ("tokens", "vocabulary")
 
