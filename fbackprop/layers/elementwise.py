@@ -47,7 +47,7 @@ class Function(NamedTuple):
 
     f: Callable[..., jax.Array]
     df: Callable[..., jax.Array]  # boolean where the derivative is 1 or 0
-    keeps: str  # "x", "y" or ""
+    keeps: str  # "x" or "y"; "" of identity
 
 
 def _widely(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

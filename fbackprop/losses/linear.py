@@ -190,13 +190,12 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(form: _Form, params: Tree, flat: jax.Array, labels: jax.Array) -> _Tiles:
-    whole, size = (len(labels), form.vocabulary), [len(labels), form.vocabulary]
-    along = AXES.index(form.axis)
-    size[along] = tile_size(whole[along], form.chunk)
+    n, v = len(labels), form.vocabulary
+    size = (tile_size(n, form.chunk), v) if form.at_once else (n, tile_size(v, form.chunk))
     ignored = is_index(labels, form.ignore_index)
     share = inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones(labels.shape, wide_dtype(flat.dtype)))))
     early, late = (1, share) if flat.dtype == jnp.float16 else (share, None)
-    return _Tiles(form, params, flat, labels, (size[0], size[1]), share, early, late)
+    return _Tiles(form, params, flat, labels, size, share, early, late)
 
 
 def _spots(tiles: _Tiles) -> tuple[np.ndarray, np.ndarray]:
