@@ -51,11 +51,17 @@ def expect_params(params: Any, *names: str) -> None:
     expect(ok, "params", wanted, params, "Were they made by this layer's own init, or graft()ed?", TypeError)
 
 
+def expect_array(what: str, array: Any, hint: str = "") -> None:
+    """TypeError unless it has a shape and a dtype."""
+    ok = hasattr(array, "shape") and hasattr(array, "dtype")
+    expect(ok, what, "one array", array, hint, TypeError)
+
+
 def expect_floating(**arrays: Any) -> None:
     """Structure, then dtype: every argument one array, floating, all of the same dtype."""
     for name, array in arrays.items():
-        expect(hasattr(array, "shape") and hasattr(array, "dtype"), name, "one array", array,
-               "A layer for several inputs has to be chosen, or parallel(...) put around this one", TypeError)
+        expect_array(name, array, "A layer for several inputs has to be chosen, or parallel(...) put "
+                                  "around this one")
         expect(jnp.issubdtype(array.dtype, jnp.floating), name, "a floating dtype", array,
                "Convert it first, for example images / 255.0")
     dtypes = {str(array.dtype) for array in arrays.values()}

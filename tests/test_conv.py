@@ -1,6 +1,7 @@
 """conv1d and conv2d: against loops in numpy, PyTorch, jax; both weight gradients; bad input."""
 
 from functools import partial
+from inspect import unwrap
 from itertools import product
 
 import jax
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fbackprop import Layer, conv1d, conv2d, predict, vjp
-from fbackprop.layers.conv import _dw_as_convolution, _dw_of_parts
+from fbackprop.layers.conv import correlate, pull_w, pull_x
+from fbackprop.layers.kernels import convolution
 from fbackprop.layers.kernels.windows import windows
 
 KEY = jax.random.key(0)
@@ -89,9 +91,52 @@ def test_both_weight_gradients_agree(sizes, kernel, stride, dilation, low, group
     with jax.enable_x64(True):
         rng = np.random.default_rng(0)
         x, dy = (jnp.asarray(rng.standard_normal(shape)) for shape in ((batch, *sizes, 4), (batch, *places.length, features)))
-        a, b = (jax.jit(f, static_argnums=(2, 3))(x, dy, places, groups) for f in (_dw_as_convolution, _dw_of_parts))
+        a, b = (jax.jit(f, static_argnums=(2, 3))(x, dy, places, groups)
+                for f in (pull_w, convolution.side_by_side))
     assert a.shape == (*kernel, 4 // groups, features)
     np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+EQUATIONS = {
+    "y": (correlate, convolution.correlate, "x", "w"),
+    "dx": (pull_x, convolution.pull_x, "dy", "w"),
+    "dw": (pull_w, convolution.pull_w, "x", "dy"),
+}
+
+
+@settings(max_examples=20, deadline=None)
+@given(two(3, 7), st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]), two(1, 3), two(1, 2),
+       st.tuples(two(0, 2), two(0, 2)),
+       st.sampled_from([(1, 3, 2), (2, 4, 6), (3, 3, 3), (3, 3, 6), (1, 1, 4), (1, 4, 1)]))
+def test_formulations_for_a_cpu_agree_with_the_equations(sizes, kernel, stride, dilation, padding,
+                                                         channels):
+    """Against one lax convolution each; depthwise, of one position, of one channel among them."""
+    groups, c, o = channels
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+    padding = tuple((a, b + max(0, r - n)) for (a, b), r, n in zip(padding, reach, sizes))
+    places = windows("w", sizes, kernel, stride, padding, dilation)
+    shapes = {"x": (3, *sizes, c), "w": (*kernel, c // groups, o), "dy": (3, *places.length, o)}
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    for equation, fast, first, second in EQUATIONS.values():
+        with jax.enable_x64(True):
+            at = arrays[first], arrays[second]
+            want, got = (jax.jit(f, static_argnums=(2, 3))(*at, places, groups)
+                         for f in (unwrap(equation), partial(fast, equation)))
+        np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-12, atol=1e-12)
+
+
+def test_images_in_one_row_agree_with_the_equation(monkeypatch):
+    """The layout for jax 0.10, on any jax; sizes are asked for float32 and large batches."""
+    monkeypatch.setattr(convolution, "ONE_CORE", True)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((40, 16, 18, 32)).astype(np.float32)
+    w = rng.standard_normal((3, 3, 32, 64)).astype(np.float32)
+    places = windows("w", (16, 18), (3, 3), (1, 1), ((0, 2), (2, 0)))
+    in_row, plain = (jax.jit(lambda x, w, f=f: f(x, w, places, 1))
+                     for f in (convolution.in_one_row(unwrap(correlate)), unwrap(correlate)))
+    assert "platform_index" in str(jax.make_jaxpr(in_row)(x, w))
+    np.testing.assert_allclose(in_row(x, w), plain(x, w), atol=3e-6 * np.abs(plain(x, w)).max())
 
 
 @pytest.mark.parametrize("layer", [

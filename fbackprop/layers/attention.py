@@ -25,24 +25,45 @@ key/value head, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params, expect_whole
-from ..dtypes import wide, wide_dtype
-from ..facts import Tuning, given
+from ..checks import expect, expect_array, expect_floating, expect_whole
+from ..dtypes import wide
+from ..facts import given
 from ..layer import Layer
-from ..params import Tree
-from ..tuning import halves
+from .algebra import column, einsum
+from .kernels.tiles import at, put, softmax_step, tile_size, tile_tuning, walk
+from .parameterless import parameterless
 
 FEW = 4  # tiles that are written out
+
+
+class _Form(NamedTuple):
+    """The options of attention: query heads, key/value heads, whether causal, the tile."""
+
+    heads: int
+    shared: int
+    causal: bool
+    block: int | None
+
+
+class _Blocks(NamedTuple):
+    """The sequence cut in N blocks: q (N, ..., K, R, C), k and v (N, ..., K, S, C).
+
+    there: which keys are there, (N, ..., S), None for all.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    v: jax.Array
+    there: jax.Array | None
 
 
 def attention(heads: int, kv_heads: int | None = None, causal: bool = False, block: int | None = None) -> Layer:
@@ -55,64 +76,17 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
     shared = heads if kv_heads is None else expect_whole("attention kv_heads", kv_heads)
     block = None if block is None else expect_whole("attention block", block)
     expect(heads % shared == 0, "attention kv_heads", f"a divisor of heads = {heads}", repr(kv_heads))
-
-    def init(key: jax.Array, x: Any) -> Tree:
-        _checked(x, heads + 2 * shared)
-        return ()
-
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        expect_params(params)
-        qkv, mask = _checked(x, heads + 2 * shared)
-        steps = qkv.shape[-2]
-        q, k, v, there = _blocks(qkv, mask, heads, shared, block)
-        size = k.shape[-2]
-
-        def tile(rows: Any, pair: Any) -> tuple[Any, None]:
-            i, j = pair
-            s = _product("...krc,...ksc->...krs", _at(i, q), _at(j, k)) / sqrt(q.shape[-1])
-            s = _allowed(s, there, i, j, size if causal else None)
-            return jax.tree.map(partial(_put, i), rows, _attend([_at(i, row) for row in rows], s, _at(j, v))), None
-
-        zeros = wide(jnp.zeros(q.shape[:-1], q.dtype))  # (N, ..., K, R)
-        rows = [wide(jnp.zeros(q.shape, q.dtype)), zeros, zeros - jnp.inf]
-        y, mass, top = _walk(tile, rows, q, causal)
-        mass = jnp.where(mass == 0, 1, mass)  # a query that may attend to nothing: y = 0, lse finite, exp(-inf - lse) = 0
-        y = _packed(_ungrouped(y / _column(mass, y), heads), steps).astype(qkv.dtype)
-        lse = jnp.where(top == -jnp.inf, 0, top) + jnp.log(mass)
-        return (y if mask is None else (y, mask)), (qkv, mask, y, lse)
-
-    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
-        qkv, mask, y, lse = residuals
-        dy = dy if mask is None else dy[0]
-        q, k, v, there = _blocks(qkv, mask, heads, shared, block)
-        size = k.shape[-2]
-        y, dy = (_grouped(_blocked(a, heads, size), shared) for a in (y, dy))
-        mean = jnp.sum(wide(dy) * wide(y), axis=-1)  # rowsum(p dp): the rank-one term of the softmax
-
-        def tile(sums: Any, pair: Any) -> tuple[Any, None]:
-            i, j = pair
-            # transposed, or XLA merges the product with the forward's and keeps the T x T of every layer in between
-            s = _product("...ksc,...krc->...ksr", _at(j, k), _at(i, q)) / sqrt(q.shape[-1])
-            s = _allowed(s, there, i, j, size if causal else None, transposed=True)
-            p = jnp.exp(s - _row(_at(i, lse), s))
-            pulled = _pull(p, _at(i, q), _at(j, k), _at(j, v), _at(i, dy), _at(i, mean))
-            return [_put(at, a, _at(at, a) + da) for at, a, da in zip((i, j, j), sums, pulled)], None
-
-        dq, dk, dv = _walk(tile, [wide(jnp.zeros_like(a)) for a in (q, k, v)], q, causal)
-        dq, dk = dq / sqrt(q.shape[-1]), dk / sqrt(q.shape[-1])  # here: as part of ds it would be T x T numbers more
-        dqkv = _packed(jnp.concatenate([_ungrouped(dq, heads), dk, dv], axis=-3), qkv.shape[-2]).astype(qkv.dtype)
-        return (), dqkv if mask is None else (dqkv, None)
-
+    form = _Form(heads, shared, causal, block)
     options = given(attention, heads, kv_heads=kv_heads, causal=causal, block=block)
-    tuning = Tuning(
-        ("block",),
-        lambda x: [{"block": size} for size in halves(block or jax.tree.leaves(x)[0].shape[-2], 32)],
-        lambda setting: attention(heads, kv_heads, causal, setting["block"]))
-    return Layer("attention", init, forward, backward, options, tuning=tuning)
+    tuning = tile_tuning("block", block, lambda x: jax.tree.leaves(x)[0].shape[-2],
+                         partial(attention, heads, kv_heads, causal))
+    return parameterless("attention", partial(_forward, form), partial(_backward, form), options,
+                         partial(_checked, form), tuning)
 
 
-def _checked(x: Any, parts: int) -> tuple[Any, Any]:
+def _checked(form: _Form, x: Any) -> tuple[Any, Any]:
     """`(qkv, mask or None)`."""
+    parts = form.heads + 2 * form.shared
     paired = isinstance(x, (tuple, list))
     expect(not paired or len(x) == 2, "x", "qkv or a pair (qkv, mask)", x, error=TypeError)
     qkv: Any = x[0] if paired else x
@@ -123,24 +97,114 @@ def _checked(x: Any, parts: int) -> tuple[Any, Any]:
            f"A dense({parts} * C) in front makes them")
     expect(qkv.shape[-2] > 0, "qkv", "at least one position", qkv, "A mean over nothing has no value")
     if paired:
-        expect(hasattr(mask, "shape") and hasattr(mask, "dtype"), "mask", "one array", mask, error=TypeError)
+        expect_array("mask", mask)
         expect(mask.dtype == bool, "mask", "bool, True where a key may be attended", mask)
         expect(mask.shape == qkv.shape[:-1], "mask", f"a key per position, bool{list(qkv.shape[:-1])}", mask)
     return qkv, mask
 
 
+def _forward(form: _Form, x: Any) -> tuple[Any, Any]:
+    qkv, mask = _checked(form, x)
+    blocks = _blocks(form, qkv, mask)
+    q = blocks.q
+    zeros = wide(jnp.zeros(q.shape[:-1], q.dtype))  # (N, ..., K, R)
+    rows = [wide(jnp.zeros(q.shape, q.dtype)), zeros, zeros - jnp.inf]
+    y, mass, top = walk(partial(_attend, form, blocks), rows, *_pairs(form, q))
+    # a query that may attend to nothing: y = 0, lse finite, exp(-inf - lse) = 0
+    mass = jnp.where(mass == 0, 1, mass)
+    y = _packed(_ungrouped(y / column(mass, y), form.heads), qkv.shape[-2]).astype(qkv.dtype)
+    lse = jnp.where(top == -jnp.inf, 0, top) + jnp.log(mass)
+    return (y if mask is None else (y, mask)), (qkv, mask, y, lse)
+
+
+def _attend(form: _Form, blocks: _Blocks, rows: list[jax.Array], pair: Any) -> list[jax.Array]:
+    """A tile into the sums of exp(s - top) v and of exp(s - top), top the maximum so far."""
+    i, j = pair
+    s = einsum("...krc,...ksc->...krs", at(blocks.q, i), at(blocks.k, j)) / sqrt(blocks.q.shape[-1])
+    s = _allowed(form, blocks, s, i, j)
+    y, mass, top = (at(row, i) for row in rows)
+    v = at(blocks.v, j)
+    top, p, shrink = softmax_step(top, s)
+    y = y * column(shrink, y) + einsum("...krs,...ksc->...krc", p, v)
+    mass = mass * shrink + jnp.sum(p, axis=-1)
+    return [put(row, new[None], i) for row, new in zip(rows, (y, mass, top))]
+
+
+def _backward(form: _Form, residuals: Any, dy: Any) -> Any:
+    qkv, mask, y, lse = residuals
+    dy = dy if mask is None else dy[0]
+    blocks = _blocks(form, qkv, mask)
+    q, k, v, _ = blocks
+    y, dy = (_grouped(_blocked(a, form.heads, k.shape[-2]), form.shared) for a in (y, dy))
+    mean = jnp.sum(wide(dy) * wide(y), axis=-1)  # rowsum(p dp): the rank-one term of the softmax
+    sums = [wide(jnp.zeros_like(a)) for a in (q, k, v)]
+    dq, dk, dv = walk(partial(_pull, form, blocks, lse, dy, mean), sums, *_pairs(form, q))
+    root = sqrt(q.shape[-1])
+    dq, dk = dq / root, dk / root  # here: as part of ds it would be T x T numbers more
+    blocked = jnp.concatenate([_ungrouped(dq, form.heads), dk, dv], axis=-3)
+    dqkv = _packed(blocked, qkv.shape[-2]).astype(qkv.dtype)
+    return dqkv if mask is None else (dqkv, None)
+
+
+def _pull(form: _Form, blocks: _Blocks, lse: jax.Array, dy: jax.Array, mean: jax.Array,
+          sums: list[jax.Array], pair: Any) -> list[jax.Array]:
+    """A tile's dq sqrt(C), dk sqrt(C) and dv added to the sums, dk and dv of a whole group."""
+    i, j = pair
+    # transposed, or XLA merges the product with the forward's and keeps every layer's T x T
+    s = einsum("...ksc,...krc->...ksr", at(blocks.k, j), at(blocks.q, i)) / sqrt(blocks.q.shape[-1])
+    s = _allowed(form, blocks, s, i, j, transposed=True)
+    p = jnp.exp(s - _row(at(lse, i), s))
+    q, k, v, dy, mean = at(blocks.q, i), at(blocks.k, j), at(blocks.v, j), at(dy, i), at(mean, i)
+    dp = einsum("...ksc,...krc->...ksr", v, dy)
+    ds = p * (dp - _row(mean, dp))
+    dq = einsum("...ksr,...ksc->...krc", ds, k)
+    dk = einsum("...ksr,...krc->...ksc", ds, q)
+    dv = einsum("...ksr,...krc->...ksc", p, dy)
+    return [put(total, (at(total, spot) + part)[None], spot)
+            for spot, total, part in zip((i, j, j), sums, (dq, dk, dv))]
+
+
+def _pairs(form: _Form, q: jax.Array) -> tuple[np.ndarray, int]:
+    """Every (query block, key block) that may hold a weight; how many may be written out."""
+    count, rows, channels = len(q), *q.shape[-2:]
+    pairs = [(i, j) for i in range(count) for j in range(i + 1 if form.causal else count)]
+    # the weights of a tile, of which XLA has several at a time, against qkv
+    return np.array(pairs, np.int32), FEW if rows <= 3 * count * channels else 1
+
+
+def _allowed(form: _Form, blocks: _Blocks, s: jax.Array, i: Any, j: Any,
+             transposed: bool = False) -> jax.Array:
+    """s (..., K, R, S) of query block i and key block j with -inf where a query may not look."""
+    rows, keys = (-1, -2) if transposed else (-2, -1)
+    size = blocks.k.shape[-2]
+    if blocks.there is not None:
+        there = jnp.expand_dims(at(blocks.there, j), (-3, rows))
+        s = jnp.where(jnp.broadcast_to(there, s.shape), s, -jnp.inf)
+    if form.causal:
+        row, key = (block * size + lax.iota(np.int32, s.shape[axis]) % size
+                    for block, axis in ((i, rows), (j, keys)))
+        row, key = jnp.expand_dims(row, keys), jnp.expand_dims(key, rows)  # not yet T x T
+        forward = jnp.broadcast_to(key, s.shape) <= jnp.broadcast_to(row, s.shape)
+        s = jnp.where(forward, s, -jnp.inf)
+    return s
+
+
+def _row(row: jax.Array, like: jax.Array) -> jax.Array:
+    """(..., R) -> (..., S, R)."""
+    return jnp.broadcast_to(row[..., None, :], like.shape)
+
+
 # ---- blocks: the sequence cut in N pieces, which come first
 
 
-def _blocks(qkv: jax.Array, mask: Any, heads: int, shared: int, block: int | None) -> tuple[Any, ...]:
-    """q (N, ..., K, R, C), k and v (N, ..., K, S, C), and which keys are there, (N, ..., S) or None for all."""
-    steps = qkv.shape[-2]
-    size = min(block or steps, steps)
+def _blocks(form: _Form, qkv: jax.Array, mask: Any) -> _Blocks:
+    heads, shared, steps = form.heads, form.shared, qkv.shape[-2]
+    size = tile_size(steps, form.block)
     q, k, v = jnp.split(_blocked(qkv, heads + 2 * shared, size), (heads, heads + shared), axis=-3)
     if mask is None and steps % size:
         mask = jnp.ones(steps, bool)  # the last block is filled up with keys that are not there
     there = None if mask is None else _blocked(mask[..., None], 1, size)[..., 0, :, 0]
-    return _grouped(q, shared), k, v, there
+    return _Blocks(_grouped(q, shared), k, v, there)
 
 
 def _blocked(x: jax.Array, heads: int, size: int) -> jax.Array:
@@ -168,75 +232,3 @@ def _ungrouped(blocks: jax.Array, heads: int) -> jax.Array:
     """(N, ..., K, R, C) -> (N, ..., H, T, C)."""
     *leading, shared, rows, width = blocks.shape
     return blocks.reshape(*leading, heads, rows * shared // heads, width)
-
-
-def _at(i: Any, blocks: jax.Array) -> jax.Array:
-    return lax.dynamic_slice(blocks, _start(i, blocks), (1, *blocks.shape[1:]))[0]
-
-
-def _put(i: Any, blocks: jax.Array, block: jax.Array) -> jax.Array:
-    return lax.dynamic_update_slice(blocks, block[None], _start(i, blocks))
-
-
-def _start(i: Any, blocks: jax.Array) -> tuple[Any, ...]:
-    return i, *[np.int32(0)] * (blocks.ndim - 1)
-
-
-def _walk(tile: Callable[[Any, Any], tuple[Any, None]], carry: Any, q: jax.Array, causal: bool) -> Any:
-    """`tile` on every pair (query block, key block) that may hold a weight."""
-    count, rows, channels = len(q), *q.shape[-2:]
-    pairs = np.array([(i, j) for i in range(count) for j in range(i + 1 if causal else count)], np.int32)
-    few = len(pairs) <= FEW and rows <= 3 * count * channels  # the weights of a tile, of which XLA has several at a time: qkv
-    if len(pairs) > 1 and not few:
-        return lax.scan(tile, carry, pairs)[0]
-    for pair in pairs:  # a loop copies the blocks it reads
-        carry, _ = tile(carry, pair)
-    return carry
-
-
-# ---- one tile
-
-
-def _column(row: jax.Array, like: jax.Array) -> jax.Array:
-    """(..., T) -> (..., T, S): one number a row, written out."""
-    return jnp.broadcast_to(row[..., None], like.shape)
-
-
-def _row(row: jax.Array, like: jax.Array) -> jax.Array:
-    """(..., R) -> (..., S, R)."""
-    return jnp.broadcast_to(row[..., None, :], like.shape)
-
-
-def _product(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    """An einsum in the dtype of the layer's input `b`, accumulated in float32 when that is narrower."""
-    return jnp.einsum(letters, a.astype(b.dtype), b, preferred_element_type=wide_dtype(b.dtype))
-
-
-def _allowed(s: jax.Array, there: Any, i: Any, j: Any, causal: int | None, transposed: bool = False) -> jax.Array:
-    """s (..., K, R, S) of query block i and key block j with -inf where a query may not look; causal: the size of a block."""
-    rows, keys = (-1, -2) if transposed else (-2, -1)
-    if there is not None:
-        s = jnp.where(jnp.broadcast_to(jnp.expand_dims(_at(j, there), (-3, rows)), s.shape), s, -jnp.inf)
-    if causal is not None:
-        row, key = (block * causal + lax.iota(np.int32, s.shape[axis]) % causal for block, axis in ((i, rows), (j, keys)))
-        row, key = (jnp.expand_dims(each, other) for each, other in ((row, keys), (key, rows)))  # not yet T x T: that is kept
-        s = jnp.where(jnp.broadcast_to(key, s.shape) <= jnp.broadcast_to(row, s.shape), s, -jnp.inf)
-    return s
-
-
-def _attend(rows: Any, s: jax.Array, v: jax.Array) -> Any:
-    """A tile into the running sum of exp(s - top) v, of exp(s - top), and the running maximum `top` of its queries."""
-    y, mass, top = rows
-    new = lax.stop_gradient(jnp.maximum(top, jnp.max(s, axis=-1)))
-    base = jnp.where(new == -jnp.inf, 0, new)  # no key so far: exp(-inf - 0) = 0, where exp(-inf + inf) is NaN
-    p, shrink = jnp.exp(s - _column(base, s)), jnp.exp(top - base)
-    y = y * _column(shrink, y) + _product("...krs,...ksc->...krc", p, v)
-    return [y, mass * shrink + jnp.sum(p, axis=-1), new]
-
-
-def _pull(p: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Array, ...]:
-    """(dq, dk, dv) of a tile from p (..., K, S, R), the first two times sqrt(C); dk and dv sum over all rows of the group."""
-    dp = _product("...ksc,...krc->...ksr", v, dy)
-    ds = p * (dp - _row(mean, dp))
-    return (_product("...ksr,...ksc->...krc", ds, k), _product("...ksr,...krc->...ksc", ds, q),
-            _product("...ksr,...krc->...ksc", p, dy))

@@ -28,7 +28,6 @@ Source    elementary; gelu: Hendrycks and Gimpel 2016, section 2; silu: the same
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from math import pi, sqrt
 from typing import Any, NamedTuple
 
@@ -36,11 +35,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect
 from ..dtypes import wide
 from ..facts import Option, given
 from ..layer import Layer
-from ..params import Tree
+from .parameterless import anything, parameterless
 
 
 class Function(NamedTuple):
@@ -48,7 +47,7 @@ class Function(NamedTuple):
 
     f: Callable[..., jax.Array]
     df: Callable[..., jax.Array]  # boolean where the derivative is 1 or 0
-    keeps: str  # "x", "y" or ""
+    keeps: str  # "x" or "y"; "" of identity
 
 
 def _widely(f: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -93,35 +92,22 @@ TABLE: dict[str, Function] = {
 def _elementwise(function: str, *option: Any, options: tuple[Option, ...] = ()) -> Layer:
     row = TABLE[function]
 
-    def init(key: jax.Array, x: Any) -> Tree:
-        expect_floating(x=x)
-        return ()
-
-    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, Any]:
-        expect_params(params)
-        expect_floating(x=x)
+    def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         y = row.f(x, *option)
-        return y, {"x": x, "y": y, "": ()}[row.keeps]
+        return y, {"x": x, "y": y}[row.keeps]
 
-    def backward(params: Tree, kept: Any, dy: jax.Array) -> tuple[Tree, jax.Array]:
-        if not row.keeps:
-            return (), dy
+    def backward(kept: jax.Array, dy: jax.Array) -> jax.Array:
         slope = row.df(wide(kept), *option)
         if slope.dtype == bool:
-            return (), jnp.where(slope, dy, 0)  # not a product: 0 * inf would be NaN
-        return (), (slope * wide(dy)).astype(dy.dtype)
+            return jnp.where(slope, dy, 0)  # not a product: 0 * inf would be NaN
+        return (slope * wide(dy)).astype(dy.dtype)
 
-    return Layer(function, init, forward, backward, options)
+    return parameterless(function, forward, backward, options)
 
 
 def identity() -> Layer:
     """y = x, any pytree: beside another layer in `parallel` it hands a mask or a target on."""
-
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        expect_params(params)
-        return x, ()
-
-    return replace(_elementwise("identity"), init=lambda key, x: (), forward=forward)
+    return parameterless("identity", lambda x: (x, ()), lambda _, dy: dy, check=anything)
 
 
 def relu() -> Layer:

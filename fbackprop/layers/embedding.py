@@ -23,12 +23,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect, expect_floating, expect_params, expect_whole
+from ..checks import expect, expect_array, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
 from ..layer import Layer
 from ..params import Tree
-from .dense import Initializer
+from .algebra import Initializer
+from .parameterless import parameterless
 
 INIT = jax.nn.initializers.normal(0.02)  # small against what the layers behind add: Radford et al. 2018, section 4.1
 
@@ -92,18 +93,6 @@ def rotary(base: float = 10000.0) -> Layer:
     """
     expect(base > 0, "rotary base", "a number > 0", repr(base))
 
-    def init(key: jax.Array, x: Any) -> Tree:
-        _expect_pairs(x)
-        return ()
-
-    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
-        expect_params(params)
-        _expect_pairs(x)
-        return turned(x, 1), ()
-
-    def backward(params: Tree, residuals: tuple[()], dy: jax.Array) -> tuple[Tree, jax.Array]:
-        return (), turned(dy, -1)  # the transpose of a rotation is the rotation back
-
     def turned(x: jax.Array, sign: int) -> jax.Array:
         steps, half, acc = x.shape[-2], x.shape[-1] // 2, wide_dtype(x.dtype)
         speed = base ** (-jnp.arange(half, dtype=acc) / max(half, 1))  # (D/2,) radians a step
@@ -112,11 +101,13 @@ def rotary(base: float = 10000.0) -> Layer:
         cos, sin = (jnp.broadcast_to(f, a.shape) for f in (jnp.cos(angle), sign * jnp.sin(angle)))
         return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1).astype(x.dtype)
 
-    return Layer("rotary", init, forward, backward, given(rotary, base=base))
+    # the transpose of a rotation is the rotation back
+    return parameterless("rotary", lambda x: (turned(x, 1), ()), lambda _, dy: turned(dy, -1),
+                         given(rotary, base=base), _expect_pairs)
 
 
 def _expect_tokens(x: Any) -> None:
-    expect(hasattr(x, "shape") and hasattr(x, "dtype"), "x", "one array", x, error=TypeError)
+    expect_array("x", x)
     expect(jnp.issubdtype(x.dtype, jnp.integer), "x", "an integer dtype, token numbers", x)
 
 

@@ -18,14 +18,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from ..checks import expect, expect_floating, expect_params, expect_whole
-from ..dtypes import wide, wide_dtype
+from ..dtypes import wide
 from ..facts import given
 from ..layer import Layer
 from ..params import Tree
-from .dense import Initializer, weight_gradient
+from .algebra import Initializer, draw, matmul, weight_gradient
 from .elementwise import TABLE
 
 
@@ -50,8 +49,8 @@ def _glu(maker: Callable, hidden: int, w_init: Initializer | None, function: str
         expect_floating(x=x)
         expect(x.ndim >= 1, "x", "at least one axis", x)
         of = w_init or jax.nn.initializers.lecun_normal()
-        draw = lambda k, shape: of(k, shape, x.dtype) if min(shape) else jnp.zeros(shape, x.dtype)
-        return {name: draw(k, shape) for k, (name, shape) in zip(jax.random.split(key, 3), shapes(x).items())}
+        keys = zip(jax.random.split(key, 3), shapes(x).items())
+        return {name: draw(of, k, shape, x.dtype) for k, (name, shape) in keys}
 
     def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, Any]:
         expect_params(params, "gate", "up", "down")
@@ -59,17 +58,18 @@ def _glu(maker: Callable, hidden: int, w_init: Initializer | None, function: str
         expect(x.ndim >= 1, "x", "at least one axis", x)
         for name, shape in shapes(x).items():
             expect(params[name].shape == shape, name, f"{shape} for x of width {x.shape[-1]}", params[name])
-        g, u = _matmul(x, params["gate"]), _matmul(x, params["up"])  # (..., H)
-        return _matmul(_product(act.f(wide(g), *option), u), params["down"]), (x, g, u)
+        g, u = matmul(x, params["gate"]), matmul(x, params["up"])  # (..., H)
+        return matmul(_product(act.f(wide(g), *option), u), params["down"]), (x, g, u)
 
     def backward(params: Tree, residuals: Any, dy: jax.Array) -> tuple[Tree, jax.Array]:
         x, g, u = residuals
         a = act.f(wide(g), *option)  # (..., H)
-        dh = _matmul(dy, params["down"].T)  # (..., H)
+        dh = matmul(dy, params["down"].T)  # (..., H)
         du = _product(a, dh)
         dg = _product(wide(u) * act.df(wide(g), *option), dh)
         dparams = {"gate": weight_gradient(x, dg), "up": weight_gradient(x, du), "down": weight_gradient(_product(a, u), dy)}
-        return dparams, _matmul(dg, params["gate"].T) + _matmul(du, params["up"].T)  # x was used twice
+        dx = matmul(dg, params["gate"].T) + matmul(du, params["up"].T)  # x was used twice
+        return dparams, dx
 
     def shapes(x: Any) -> dict[str, tuple[int, int]]:
         into, out = (x.shape[-1], hidden), (hidden, x.shape[-1])
@@ -81,7 +81,3 @@ def _glu(maker: Callable, hidden: int, w_init: Initializer | None, function: str
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     """a b in the dtype of b, rounded once."""
     return (a * wide(b)).astype(b.dtype)
-
-
-def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)

@@ -30,12 +30,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect
 from ..dtypes import wide
 from ..facts import Option, given
 from ..layer import Layer
-from ..params import Static, Tree
+from ..params import Static
+from .algebra import rows
 from .kernels.windows import Windows, added, checked_padding, per_axis, windows
+from .parameterless import parameterless
 from .rewire import after
 
 
@@ -93,31 +95,28 @@ def _pool(kind: str, options: tuple[Option, ...], window: Any, stride: Any, padd
     expect(isinstance(padding, str) or all(max(pair) < k for pair, k in zip(padding, size)), f"{kind} padding",
            f"less on each side than the window, {size}", repr(padding), "A window may not lie in padding alone")
 
-    def rows(x: jax.Array) -> jax.Array:
-        return x.reshape(prod(x.shape[: -axes - 1]), *x.shape[-axes - 1:])  # all leading axes as one
-
     def placed(shape: tuple[int, ...]) -> Windows:
         return windows(f"{kind} window", shape[-axes - 1: -1], size, step, padding)
 
-    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, tuple[Any, Static]]:
-        expect_params(params)
-        expect_floating(x=x)
+    def forward(x: jax.Array) -> tuple[jax.Array, tuple[Any, Static]]:
         expect(x.ndim >= axes + 2, "x", f"at least {axes + 2} axes, (B..., {', '.join('HW'[2 - axes:])}, C)", x,
                "A window (w,) is for one axis, a number or a pair for two")
-        y, kept = reduce(rows(x), placed(x.shape))
+        y, kept = reduce(rows(x, axes), placed(x.shape))
         return y.reshape(*x.shape[: -axes - 1], *y.shape[1:]), (kept, Static(x.shape))
 
-    def backward(params: Tree, residuals: tuple[Any, Static], dy: jax.Array) -> tuple[Tree, jax.Array]:
+    dx_of = lambda kept, dy, shape: spread(rows(dy, axes), kept, placed(shape))
+    return parameterless(kind, forward, _spread(dx_of), options)
+
+
+def _spread(dx_of: Callable[[Any, jax.Array, tuple[int, ...]], jax.Array]) -> Callable:
+    """The backward of a pool: dx from what is kept, dy and the shape of x."""
+
+    def backward(residuals: tuple[Any, Static], dy: jax.Array) -> jax.Array:
         shape = residuals[1].value
         kept, dy = after(residuals[0], dy)  # or XLA finds the winners again, and keeps x for it
-        return (), spread(rows(dy), kept, placed(shape)).astype(dy.dtype).reshape(shape)
+        return dx_of(kept, dy, shape).astype(dy.dtype).reshape(shape)
 
-    return Layer(kind, _no_params, forward, backward, options)
-
-
-def _no_params(key: jax.Array, x: Any) -> Tree:
-    expect_floating(x=x)
-    return ()
+    return backward
 
 
 def _counter(count: int) -> Any:
@@ -137,19 +136,13 @@ def _counts(places: Windows) -> np.ndarray:
 def _global(kind: str, reduce: Callable, spread: Callable) -> Layer:
     """`reduce(x) -> (y, kept)` over the middle axis of x (B, N, C) and its transpose `spread(dy, kept, N)`."""
 
-    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, tuple[Any, Static]]:
-        expect_params(params)
-        expect_floating(x=x)
+    def forward(x: jax.Array) -> tuple[jax.Array, tuple[Any, Static]]:
         expect(x.ndim >= 3 and prod(x.shape[1:-1]) > 0, "x", "(B, *sizes, C) with no spatial axis of size 0", x)
         y, kept = reduce(x.reshape(x.shape[0], prod(x.shape[1:-1]), x.shape[-1]))
         return y, (kept, Static(x.shape))
 
-    def backward(params: Tree, residuals: tuple[Any, Static], dy: jax.Array) -> tuple[Tree, jax.Array]:
-        shape = residuals[1].value
-        kept, dy = after(residuals[0], dy)  # or XLA finds the winners again, and keeps x for it
-        return (), spread(dy, kept, prod(shape[1:-1])).reshape(shape)
-
-    return Layer(kind, _no_params, forward, backward)
+    dx_of = lambda kept, dy, shape: spread(dy, kept, prod(shape[1:-1]))
+    return parameterless(kind, forward, _spread(dx_of))
 
 
 def global_avg_pool() -> Layer:

@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect
 from ..dtypes import is_floating, wide
 from ..facts import Option, given
 from ..layer import Layer
-from ..params import Static, Tree
+from ..params import Static
+from .parameterless import anything, parameterless
 
 Shape = tuple[int, ...]
 
@@ -86,19 +87,15 @@ def _moving(kind: str, options: tuple[Option, ...], move: Callable[[jax.Array], 
             back: Callable[[Shape, jax.Array], jax.Array]) -> Layer:
     """y = move(x), dx = back(shape of x, dy)."""
 
-    def init(key: jax.Array, x: Any) -> Tree:
-        return ()
-
-    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, Static]:
-        expect_params(params)
+    def forward(x: jax.Array) -> tuple[jax.Array, Static]:
         expect(hasattr(x, "shape"), "x", "one array", x, error=TypeError)
         return move(x), Static((x.shape, is_floating(x)))
 
-    def backward(params: Tree, residuals: Static, dy: Any) -> tuple[Tree, Any]:
+    def backward(residuals: Static, dy: Any) -> Any:
         shape, floating = residuals.value
-        return (), back(shape, dy) if floating else None
+        return back(shape, dy) if floating else None
 
-    return Layer(kind, init, forward, backward, options)
+    return parameterless(kind, forward, backward, options, anything)
 
 
 def _expect_batch_axis(x: jax.Array) -> None:
@@ -110,19 +107,6 @@ def scale(factor: float) -> Layer:
     expect(isinstance(factor, Real) and not isinstance(factor, bool), "scale factor", "a number", repr(factor),
            "A trained factor is a layer of its own: see docs/adding-a-layer.md")
 
-    def init(key: jax.Array, x: Any) -> Tree:
-        expect_floating(x=x)
-        return ()
-
-    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, tuple[()]]:
-        expect_params(params)
-        expect_floating(x=x)
-        return times(x), ()
-
-    def backward(params: Tree, residuals: tuple[()], dy: jax.Array) -> tuple[Tree, jax.Array]:
-        return (), times(dy)
-
-    def times(x: jax.Array) -> jax.Array:
-        return (float(factor) * wide(x)).astype(x.dtype)
-
-    return Layer("scale", init, forward, backward, given(scale, float(factor)))
+    times = lambda x: (float(factor) * wide(x)).astype(x.dtype)
+    return parameterless("scale", lambda x: (times(x), ()), lambda _, dy: times(dy),
+                         given(scale, float(factor)))

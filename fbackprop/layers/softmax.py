@@ -14,15 +14,14 @@ Source    Bridle 1990; derivation in docs/derivations/softmax.md
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect
 from ..dtypes import wide
 from ..layer import Layer
-from ..params import Tree
+from .parameterless import parameterless
 
 Function = Callable[..., jax.Array]
 
@@ -50,18 +49,9 @@ def log_softmax() -> Layer:
 def _over_last_axis(kind: str, f: Function, dx: Function) -> Layer:
     """y = f(x) and dx from y and dy, in the wide dtype."""
 
-    def init(key: jax.Array, x: Any) -> Tree:
-        expect_floating(x=x)
-        return ()
-
-    def forward(params: Tree, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        expect_params(params)
-        expect_floating(x=x)
+    def forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
         expect(x.ndim >= 1 and x.shape[-1] > 0, "x", "a last axis of size at least 1", x)
         y = f(wide(x), axis=-1)
         return y.astype(x.dtype), y
 
-    def backward(params: Tree, y: jax.Array, dy: jax.Array) -> tuple[Tree, jax.Array]:
-        return (), dx(y, wide(dy)).astype(dy.dtype)
-
-    return Layer(kind, init, forward, backward)
+    return parameterless(kind, forward, lambda y, dy: dx(y, wide(dy)).astype(dy.dtype))

@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_array, expect_floating
 from ..dtypes import is_floating, wide
 from ..facts import given
 from ..layer import Layer
-from ..params import Tree
-from .inputs import check_options, class_numbers, expect_array, inverse, is_index, no_params, several
+from ..layers.algebra import column
+from ..layers.parameterless import anything, parameterless
+from .inputs import check_options, class_numbers, inverse, is_index, several
 
 
 def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = None, ignore_index: int | None = None) -> Layer:
@@ -46,8 +47,7 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = 
     check_options(label_smoothing, ignore_index)
     a, c = label_smoothing, class_weights
 
-    def forward(params: Tree, batch: Any) -> tuple[jax.Array, Any]:
-        expect_params(params)
+    def forward(batch: Any) -> tuple[jax.Array, Any]:
         logits, target, weights = _checked(batch, c, ignore_index)
         x = wide(logits)
         top = lax.stop_gradient(jnp.max(x, axis=-1))  # (...); subtracted first, or a common offset would eat the digits
@@ -58,7 +58,7 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = 
         value = jnp.sum(u * _losses(t, column(log_sum, x) - x, target)) * inverse(jnp.sum(u * k))
         return value, (logits, target, weights, top, log_sum)
 
-    def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
+    def backward(residuals: Any, dvalue: jax.Array) -> Any:
         logits, target, weights, top, log_sum = residuals
         x = wide(logits)
         minus_log_p = column(log_sum, x) - (x - column(top, x))  # (..., V)
@@ -71,14 +71,14 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = 
         if is_floating(target):
             dtarget = ((1 - a) * minus_log_p * _over_classes(c, x) * each).astype(target.dtype)
         if weights is None:
-            return (), (dx, dtarget)
+            return dx, dtarget
         losses = _losses(t, minus_log_p, target)
         value = jnp.sum(u * losses) * scale
         dweights = (losses - value * k) * (scale * dvalue)  # a weight is in the divisor too
-        return (), (dx, dtarget, dweights.astype(weights.dtype))
+        return dx, dtarget, dweights.astype(weights.dtype)
 
     options = given(softmax_cross_entropy, label_smoothing=a, class_weights=c, ignore_index=ignore_index)
-    return Layer("softmax_cross_entropy", no_params, forward, backward, options)
+    return parameterless("softmax_cross_entropy", forward, backward, options, anything)
 
 
 def _counted(target: jax.Array, x: jax.Array, smoothing: float, class_weights: Any,
@@ -94,7 +94,7 @@ def _counted(target: jax.Array, x: jax.Array, smoothing: float, class_weights: A
     if class_weights is not None:
         k = jnp.sum(jnp.where(hot, c, 0), axis=-1)
         total = (1 - smoothing) * k + smoothing * jnp.mean(c, axis=-1)
-    t = jnp.where(column(legal(target, x), x), t, jnp.nan)
+    t = jnp.where(column(legal(target, x.shape[-1]), x), t, jnp.nan)
     return jnp.where(column(ignored, x), 0, t), jnp.where(ignored, 0, total), jnp.where(ignored, 0, k)
 
 
@@ -134,16 +134,11 @@ def _smoothed(t: jax.Array, share: float) -> jax.Array:
     return (1 - share) * t + share / t.shape[-1] if share else t
 
 
-def column(row: jax.Array, like: jax.Array) -> jax.Array:
-    """(...) -> (..., V): one number a row, written out over the classes."""
-    return jnp.broadcast_to(row[..., None], like.shape)
-
-
 def one_hot(target: jax.Array, like: jax.Array) -> jax.Array:
     """(...) -> (..., V), boolean; a row without a True for an illegal class."""
     return column(target, like) == lax.broadcasted_iota(target.dtype, like.shape, like.ndim - 1)
 
 
-def legal(target: jax.Array, like: jax.Array) -> jax.Array:
-    """Where a class number is one of 0..V-1."""
-    return (target >= 0) & (target < like.shape[-1])
+def legal(target: jax.Array, classes: int) -> jax.Array:
+    """Where a class number is one of 0..classes - 1."""
+    return (target >= 0) & (target < classes)

@@ -22,18 +22,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..checks import expect, expect_floating
 from ..dtypes import wide
 from ..facts import Option, given
 from ..layer import Layer
-from ..params import Tree
-from .inputs import no_params, several
+from ..layers.parameterless import anything, parameterless
+from .inputs import several
 
 Function = Callable[[jax.Array], jax.Array]
 
 
-def _checked(params: Tree, batch: Any, mean: bool = True) -> tuple[jax.Array, jax.Array]:
-    expect_params(params)
+def _checked(batch: Any, mean: bool = True) -> tuple[jax.Array, jax.Array]:
     y, target = several(batch)
     expect_floating(y=y, target=target)
     expect(y.shape == target.shape, "target", f"the shape of y, {y.shape}", target,
@@ -45,17 +44,17 @@ def _checked(params: Tree, batch: Any, mean: bool = True) -> tuple[jax.Array, ja
 def _of_difference(kind: str, f: Function, df: Function, mean: bool = True, options: tuple[Option, ...] = ()) -> Layer:
     """sum f(y - t), or its mean."""
 
-    def forward(params: Tree, batch: Any) -> tuple[jax.Array, jax.Array]:
-        y, target = _checked(params, batch, mean)
+    def forward(batch: Any) -> tuple[jax.Array, jax.Array]:
+        y, target = _checked(batch, mean)
         difference = y - target
         return jnp.sum(f(wide(difference))) / (y.size if mean else 1), difference
 
-    def backward(params: Tree, difference: jax.Array, dvalue: jax.Array) -> tuple[Tree, Any]:
+    def backward(difference: jax.Array, dvalue: jax.Array) -> Any:
         scale = dvalue / (difference.size if mean else 1)
         dy = (df(wide(difference)) * scale).astype(difference.dtype)
-        return (), (dy, -dy)
+        return dy, -dy
 
-    return Layer(kind, no_params, forward, backward, options)
+    return parameterless(kind, forward, backward, options, anything)
 
 
 def mse() -> Layer:
@@ -79,17 +78,17 @@ def huber(delta: float = 1.0) -> Layer:
 def binary_cross_entropy_with_logits() -> Layer:
     """The mean over every element of -t log p - (1 - t) log(1 - p) with p = sigmoid(logit), in nats."""
 
-    def forward(params: Tree, batch: Any) -> tuple[jax.Array, Any]:
-        logits, target = _checked(params, batch)
+    def forward(batch: Any) -> tuple[jax.Array, Any]:
+        logits, target = _checked(batch)
         x, t = wide(logits), wide(target)
         # log(1 + exp x) - t x, its large part cancelled first: x - x is exact where t = 1
         terms = jnp.maximum(x, 0) - t * x + jnp.log1p(jnp.exp(-jnp.abs(x)))
         return jnp.mean(terms), (logits, target)
 
-    def backward(params: Tree, residuals: Any, dvalue: jax.Array) -> tuple[Tree, Any]:
+    def backward(residuals: Any, dvalue: jax.Array) -> Any:
         logits, target = residuals
         x, scale = wide(logits), dvalue / logits.size
         dx, dt = (lax.logistic(x) - wide(target)) * scale, -x * scale
-        return (), (dx.astype(logits.dtype), dt.astype(target.dtype))
+        return dx.astype(logits.dtype), dt.astype(target.dtype)
 
-    return Layer("binary_cross_entropy_with_logits", no_params, forward, backward)
+    return parameterless("binary_cross_entropy_with_logits", forward, backward, check=anything)

@@ -9,12 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from ..checks import expect
-from ..params import Tree
-
-
-def no_params(key: jax.Array, batch: Any) -> Tree:
-    """The init of a loss."""
-    return ()
 
 
 def several(batch: Any, least: int = 2, most: int = 2, hint: str = "") -> tuple[Any, ...]:
@@ -22,11 +16,6 @@ def several(batch: Any, least: int = 2, most: int = 2, hint: str = "") -> tuple[
     ok = isinstance(batch, (tuple, list)) and least <= len(batch) <= most
     expect(ok, "input of a loss", "a pair (y, target)", batch, hint, TypeError)
     return tuple(batch)
-
-
-def expect_array(what: str, array: Any) -> None:
-    """TypeError unless it has a shape and a dtype."""
-    expect(hasattr(array, "shape") and hasattr(array, "dtype"), what, "one array", array, error=TypeError)
 
 
 def class_numbers(target: Any, shape: tuple[int, ...]) -> jax.Array:

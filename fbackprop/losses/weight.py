@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..checks import expect_array
 from ..dtypes import is_floating, wide
-from .inputs import class_numbers, expect_array, is_index, several
+from .inputs import class_numbers, is_index, several
 
 Weight = Callable[[Any], Any]
 

@@ -1,1 +1,1 @@
-"""Formulations of convolution and pooling that are fast on a CPU."""
+"""Tiles and windows, and formulations of convolution that are fast on a CPU."""

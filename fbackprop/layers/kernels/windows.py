@@ -26,13 +26,17 @@ Pads = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Windows:
-    """Every place of a sliding window over axes of `sizes`, resolved to numbers: one entry an axis."""
+    """Every place of a sliding window over axes of `sizes`, resolved to numbers: one entry an axis.
+
+    between: how far apart the elements are, with zeros between them.
+    """
 
     sizes: Sizes
     size: Sizes
     stride: Sizes
     dilation: Sizes
     pads: Pads
+    between: Sizes
 
     @property
     def reach(self) -> Sizes:
@@ -64,7 +68,15 @@ class Windows:
     def still(self) -> Windows:
         """Of one position, over what this window has found."""
         ones = (1,) * len(self.size)
-        return Windows(self.length, ones, ones, ones, ((0, 0),) * len(ones))
+        return Windows(self.length, ones, ones, ones, ((0, 0),) * len(ones), ones)
+
+    def back(self) -> Windows:
+        """From an element of x over what the windows that met it found, the last position first."""
+        ones = (1,) * len(self.size)
+        low = [reach - 1 - p for reach, (p, _) in zip(self.reach, self.pads)]
+        ends = zip(low, self.sizes, self.reach, self.span)
+        pads = tuple((a, n + reach - 1 - span - a) for a, n, reach, span in ends)
+        return replace(self, sizes=self.length, stride=ones, pads=pads, between=self.stride)
 
     def pad(self, x: jax.Array, value: float = 0) -> jax.Array:
         """(B, *sizes, C) -> the padded x."""
@@ -95,7 +107,7 @@ def windows(what: str, sizes: Sizes, size: Sizes, stride: Sizes, padding: str | 
     padded = tuple(n + sum(p) for n, p in zip(sizes, pads))
     expect(all(n > 0 and r <= p for n, r, p in zip(sizes, reach, padded)), what, f"at most the padded input, {padded}",
            f"a window that reaches over {reach}", "Is x channels last, (B, ..., spatial axes, C)?")
-    return Windows(sizes, size, stride, dilation, pads)
+    return Windows(sizes, size, stride, dilation, pads, (1,) * len(size))
 
 
 def added(terms: Iterable[jax.Array]) -> jax.Array:

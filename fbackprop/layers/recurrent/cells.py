@@ -27,19 +27,43 @@ from ...dtypes import wide_dtype
 from ...facts import CellRule, Option
 from ...layer import Layer
 from ...params import Tree
+from ..algebra import bias_gradient, matmul
 
 
-def as_cell(kind: str, features: int, init: Callable, forward: Callable, rule: CellRule) -> Layer:
-    """Returns the Layer on `(carry, x_t) -> (carry, y_t)`, x_t already projected, whose backward is the halves of `rule`."""
-    pull, gradients = rule.pull, rule.gradients
-    assert pull is not None
-    assert gradients is not None
+def _cell(kind: str, features: int, gates: int, carried: int, forward: Callable, pull: Callable,
+          gradients: Callable, again: Callable | None = None, bias: bool = False) -> Layer:
+    """Returns the cell `(carry, x_t) -> (carry, y_t)`, x_t projected before; backward in halves.
+
+    gates: how often x is as wide as h; carried: arrays in the carry; again: see CellRule; bias:
+    whether params have a b.
+    """
+
+    def init(key: jax.Array, x: Any) -> Tree:
+        dtype = x[1].dtype
+        w = jax.nn.initializers.orthogonal(column_axis=-1)(key, (features, gates * features), dtype)
+        return {"w": w, "b": jnp.zeros(features, dtype)} if bias else {"w": w}
+
+    def checked(params: Tree, x: Any) -> tuple[Any, Any]:
+        expect_params(params, *("w", "b")[: 1 + bias])
+        carry, a = x
+        expect(a.shape[-1] == gates * features, "x of the cell",
+               f"a last axis of {gates * features} ({gates} times {features})", a,
+               "Project it first: dense in front, as lstm(features) does")
+        wanted = (*a.shape[:-1], features)
+        for h in jax.tree.leaves(carry):
+            expect(h.shape == wanted, "carry", f"shape {wanted}", h)
+        return forward(params, carry, a)
 
     def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         dcarry, dx = pull(params, residuals, dy)
         return gradients(residuals, dx), (dcarry, dx)
 
-    return Layer(kind, init, forward, backward, (Option("features", features, True),), cell=rule)
+    def start(x: Any) -> Any:
+        zero = jnp.zeros((*x.shape[:-1], features), x.dtype)
+        return zero if carried == 1 else tuple(jnp.zeros_like(zero) for _ in range(carried))
+
+    rule = CellRule(start, pull, gradients, again)
+    return Layer(kind, init, checked, backward, (Option("features", features, True),), cell=rule)
 
 
 def rule_of(cell: Layer) -> CellRule:
@@ -68,58 +92,30 @@ def again_of(cell: Layer) -> tuple[Callable, Callable]:
                                    jax.vmap(lambda carry, x_t: cell.forward(params, (carry, x_t))[1])(read, x))
 
 
-def _expect_step(carry: Any, x: jax.Array, features: int, gates: int) -> None:
-    ok = x.shape[-1] == gates * features
-    expect(ok, "x of the cell", f"a last axis of {gates * features} ({gates} times {features})", x,
-           "Project it first: dense in front, as lstm(features) does")
-    for h in jax.tree.leaves(carry):
-        expect(h.shape == (*x.shape[:-1], features), "carry", f"shape {(*x.shape[:-1], features)}", h)
-
-
-def _weight(gates: int, features: int, bias: bool = False) -> Callable[[jax.Array, Any], Tree]:
-    def init(key: jax.Array, x: Any) -> Tree:
-        dtype = x[1].dtype
-        w = jax.nn.initializers.orthogonal(column_axis=-1)(key, (features, gates * features), dtype)
-        return {"w": w, "b": jnp.zeros(features, dtype)} if bias else {"w": w}
-
-    return init
-
-
-def _matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)
-
-
 def _dw(h: jax.Array, da: jax.Array) -> jax.Array:
     """(T, B, H), (T, B, G) -> (H, G); not as T B rows, for a batch that devices divide is divided no more in those."""
     axes = tuple(range(h.ndim - 1))
     return jnp.tensordot(h, da, (axes, axes), preferred_element_type=wide_dtype(h.dtype)).astype(h.dtype)
 
 
-def _zeros(features: int, count: int) -> Callable[[Any], Any]:
-    def start(x: Any) -> Any:
-        zero = jnp.zeros((*x.shape[:-1], features), x.dtype)
-        return zero if count == 1 else tuple(jnp.zeros_like(zero) for _ in range(count))
-
-    return start
+def _w_gradient(residuals: Any, da: jax.Array) -> Tree:
+    """Of a cell that keeps h first and adds h w to x."""
+    return {"w": _dw(residuals[0], da)}
 
 
 def rnn_cell(features: int) -> Layer:
     """h' = tanh(x + h w). carry h (..., H), x (..., H); params {"w": (H, H)}. Keeps h and h'."""
 
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        expect_params(params, "w")
-        h, a = x
-        _expect_step(h, a, features, 1)
-        y = jnp.tanh(a + _matmul(h, params["w"]))
+    def forward(params: Tree, h: jax.Array, a: jax.Array) -> tuple[Any, Any]:
+        y = jnp.tanh(a + matmul(h, params["w"]))
         return (y, y), (h, y)
 
     def pull(params: Tree, residuals: Any, dy: Any) -> tuple[Any, Any]:
         _, y = residuals
         da = (dy[0] + dy[1]) * (1 - y) * (1 + y)  # the output is the carry too
-        return _matmul(da, params["w"].T), da
+        return matmul(da, params["w"].T), da
 
-    rule = CellRule(_zeros(features, 1), pull, lambda residuals, da: {"w": _dw(residuals[0], da)})
-    return as_cell("rnn_cell", features, _weight(1, features), forward, rule)
+    return _cell("rnn_cell", features, 1, 1, forward, pull, _w_gradient)
 
 
 def lstm_cell(features: int) -> Layer:
@@ -129,13 +125,11 @@ def lstm_cell(features: int) -> Layer:
     """
 
     def gates(params: Tree, h: jax.Array, a: jax.Array) -> tuple[jax.Array, ...]:
-        i, f, g, o = jnp.split(a + _matmul(h, params["w"]), 4, -1)
+        i, f, g, o = jnp.split(a + matmul(h, params["w"]), 4, -1)
         return lax.logistic(i), lax.logistic(f), jnp.tanh(g), lax.logistic(o)
 
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        expect_params(params, "w")
-        (h, c), a = x
-        _expect_step((h, c), a, features, 4)
+    def forward(params: Tree, carry: Any, a: jax.Array) -> tuple[Any, Any]:
+        h, c = carry
         i, f, g, o = gates(params, h, a)
         c_next = f * c + i * g
         y = o * jnp.tanh(c_next)
@@ -149,15 +143,14 @@ def lstm_cell(features: int) -> Layer:
         dc = dc + dh * o * (1 - t) * (1 + t)
         da = jnp.concatenate(
             [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g) * (1 + g), dh * t * o * (1 - o)], -1)
-        return (_matmul(da, params["w"].T), dc * f), da
+        return (matmul(da, params["w"].T), dc * f), da
 
     def again(params: Tree, carry: Any, h: jax.Array, a: jax.Array, reverse: bool) -> Any:
         i, f, g, o = gates(params, h, a)  # of all steps: one product. c is a sum along time, elementwise
         _, c = lax.scan(lambda c, at_t: (at_t[0] * c + at_t[1] * at_t[2], c), carry[1], (f, i, g), reverse=reverse)
         return h, c, i, f, g, o
 
-    rule = CellRule(_zeros(features, 2), pull, lambda residuals, da: {"w": _dw(residuals[0], da)}, again)
-    return as_cell("lstm_cell", features, _weight(4, features), forward, rule)
+    return _cell("lstm_cell", features, 4, 2, forward, pull, _w_gradient, again)
 
 
 def gru_cell(features: int) -> Layer:
@@ -166,11 +159,8 @@ def gru_cell(features: int) -> Layer:
     carry h (..., H), x (..., 3 H) in the order r z n; params {"w": (H, 3 H), "b": (H,)}. Keeps h, r, z, n and m + b.
     """
 
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        expect_params(params, "w", "b")
-        h, a = x
-        _expect_step(h, a, features, 3)
-        (r, z, n), (u, v, m) = jnp.split(a, 3, -1), jnp.split(_matmul(h, params["w"]), 3, -1)
+    def forward(params: Tree, h: jax.Array, a: jax.Array) -> tuple[Any, Any]:
+        (r, z, n), (u, v, m) = jnp.split(a, 3, -1), jnp.split(matmul(h, params["w"]), 3, -1)
         r, z, m = lax.logistic(r + u), lax.logistic(z + v), m + jnp.broadcast_to(params["b"], m.shape)
         n = jnp.tanh(n + r * m)
         y = (1 - z) * n + z * h
@@ -181,7 +171,7 @@ def gru_cell(features: int) -> Layer:
         dh = dy[0] + dy[1]
         dn = dh * (1 - z) * (1 - n) * (1 + n)
         dx = jnp.concatenate([dn * m * r * (1 - r), dh * (h - n) * z * (1 - z), dn], -1)
-        return dh * z + _matmul(through(dx, r), params["w"].T), dx
+        return dh * z + matmul(through(dx, r), params["w"].T), dx
 
     def through(dx: jax.Array, r: jax.Array) -> jax.Array:
         """The cotangent of h w: that of x but for the candidate's third, behind the reset gate."""
@@ -191,9 +181,7 @@ def gru_cell(features: int) -> Layer:
     def gradients(residuals: Any, dx: jax.Array) -> Tree:
         h, r, *_ = residuals
         du = through(dx, r)
-        dm = du[..., 2 * features:]
-        db = jnp.sum(dm, axis=tuple(range(dm.ndim - 1)), dtype=wide_dtype(dm.dtype)).astype(dm.dtype)
+        db = bias_gradient(du[..., 2 * features:])
         return {"w": _dw(h, du), "b": db}
 
-    rule = CellRule(_zeros(features, 1), pull, gradients)
-    return as_cell("gru_cell", features, _weight(3, features, bias=True), forward, rule)
+    return _cell("gru_cell", features, 3, 1, forward, pull, gradients, bias=True)

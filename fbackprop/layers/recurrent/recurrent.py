@@ -15,6 +15,7 @@ Source    Werbos 1990 (backpropagation through time); derivation in docs/derivat
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -42,73 +43,98 @@ def recurrent(cell: Layer, last: bool = False, reverse: bool = False, initial: b
     expect_layers("recurrent", (cell,))
     start = rule_of(cell).start
     expect(truncate is None or truncate >= 1, "recurrent truncate", "None or at least 1", repr(truncate))
+    options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial,
+                               "truncate": truncate}
+    rule = _Recurrence(cell, start, **options)
+    scan = None if initial or truncate else Scan("time", last=last, reverse=reverse)
+    return Layer("recurrent", rule.init, rule.forward, rule.backward, given(recurrent, **options),
+                 parts=(cell,), scan=scan, rebuild=lambda parts: recurrent(parts[0], **options))
 
-    def begin(x: Any) -> tuple[Any, Any]:
-        carry = None
-        if initial:
-            expect(isinstance(x, tuple) and len(x) == 2, "x", "a pair (carry, x)", x, error=TypeError)
-            carry, x = x
-        expect_floating(x=x)
-        expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
-        return (carry if initial else start(one_step(x))), x
 
-    def cut(turn: jax.Array, carry: Any, stop: Callable[[jax.Array], jax.Array]) -> Any:
-        if truncate is None:
-            return carry
-        return jax.tree.map(lambda c: jnp.where((turn % truncate == 0) & (turn > 0), stop(c), c), carry)
+@dataclass(frozen=True)
+class _Recurrence:
+    """The rule of recurrent. start: from the spec of x_t to the first carry."""
 
-    def turns(length: int) -> jax.Array:
-        return jnp.arange(length)[::-1] if reverse else jnp.arange(length)  # at each time, how many steps ran before
+    cell: Layer
+    start: Callable[[Any], Any]
+    last: bool
+    reverse: bool
+    initial: bool
+    truncate: int | None
 
-    def init(key: jax.Array, x: Any) -> Tree:
-        carry, x = begin(x)
-        with at(0, cell):
-            return (cell.init(key, (carry, one_step(x))),)
+    def init(self, key: jax.Array, x: Any) -> Tree:
+        carry, x = self.begin(x)
+        with at(0, self.cell):
+            return (self.cell.init(key, (carry, one_step(x))),)
 
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        expect_parts(params, (cell,))
-        carry, x = begin(x)
+    def forward(self, params: Tree, x: Any) -> tuple[Any, Any]:
+        expect_parts(params, (self.cell,))
+        carry, x = self.begin(x)
 
         def step(carry: Any, at_t: Any) -> tuple[Any, Any, Any]:
             turn, x_t = at_t
-            carry = cut(turn, carry, lax.stop_gradient)  # for autodiff of this forward; the rule below cuts by itself
-            with at(0, cell):
-                (after, y_t), residuals = cell.forward(params[0], (carry, x_t))
+            carry = self.cut(turn, carry, lax.stop_gradient)  # for autodiff: backward cuts itself
+            with at(0, self.cell):
+                (after, y_t), residuals = self.cell.forward(params[0], (carry, x_t))
             return after, y_t, residuals
 
         xs = jnp.moveaxis(x, 1, 0)  # (T, B, F)
-        carry, ys, (kept, plan) = scan_keeping(step, carry, (turns(len(xs)), xs), reverse)
-        y = ys[0 if reverse else -1] if last else jnp.moveaxis(ys, 0, 1)
-        known = x if any(pool == "given" for pool, _ in plan.value[1]) else Static((x.shape, x.dtype))
-        return ((carry, y) if initial else y), (known, carry, (kept, plan))
+        carry, ys, (kept, plan) = scan_keeping(step, carry, (self.turns(len(xs)), xs), self.reverse)
+        y = ys[0 if self.reverse else -1] if self.last else jnp.moveaxis(ys, 0, 1)
+        cell_keeps_x = any(pool == "given" for pool, _ in plan.value[1])
+        known = x if cell_keeps_x else Static((x.shape, x.dtype))
+        return ((carry, y) if self.initial else y), (known, carry, (kept, plan))
 
-    def backward(params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
+    def backward(self, params: Tree, residuals: Any, dy: Any) -> tuple[Tree, Any]:
         known, carry, (kept, plan) = residuals
         # an x that no cell has kept is read nowhere: any numbers will do, and none are made
         x = jnp.zeros(*known.value) if isinstance(known, Static) else known
-        xs, order = jnp.moveaxis(x, 1, 0), turns(x.shape[1])
-        dcarry, dy = dy if initial else (jax.tree.map(jnp.zeros_like, carry), dy)
-        dys = None if last else jnp.moveaxis(dy, 1, 0)
-        pull, gradients = halves_of(cell, params[0])
+        xs, order = jnp.moveaxis(x, 1, 0), self.turns(x.shape[1])
+        dcarry, dy = dy if self.initial else (jax.tree.map(jnp.zeros_like, carry), dy)
+        dys = None if self.last else jnp.moveaxis(dy, 1, 0)
+        pull, gradients = halves_of(self.cell, params[0])
 
         def step(dcarry: Any, at_t: Any) -> tuple[Any, Any]:
             turn, x_t, kept_t, dy_t = at_t
-            if last:
+            if self.last:
                 dy_t = jnp.where(turn == len(xs) - 1, dy, jnp.zeros_like(dy))
-            with at(0, cell):
+            with at(0, self.cell):
                 dbefore, dx_t = pull(restore(plan, (turn, x_t), kept_t), (dcarry, dy_t))
-            return cut(turn, dbefore, jnp.zeros_like), (dx_t, (dcarry, dy_t))
+            return self.cut(turn, dbefore, jnp.zeros_like), (dx_t, (dcarry, dy_t))
 
-        dbefore, (dxs, dstates) = lax.scan(step, dcarry, (order, xs, kept, dys), reverse=not reverse)
-        with at(0, cell):
+        steps = (order, xs, kept, dys)
+        dbefore, (dxs, dstates) = lax.scan(step, dcarry, steps, reverse=not self.reverse)
+        with at(0, self.cell):
             dparams = gradients(restore(plan, (order, xs), kept), dxs, dstates)  # all steps at once
         dx = jnp.moveaxis(dxs, 0, 1)
-        return (dparams,), ((dbefore, dx) if initial else dx)
+        return (dparams,), ((dbefore, dx) if self.initial else dx)
 
-    options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
-    scan = None if initial or truncate else Scan("time", last=last, reverse=reverse)
-    return Layer("recurrent", init, forward, backward, given(recurrent, **options), parts=(cell,), scan=scan,
-                 rebuild=lambda parts: recurrent(parts[0], **options))
+    def begin(self, x: Any) -> tuple[Any, Any]:
+        """The first carry, and x."""
+        carry = None
+        if self.initial:
+            paired = isinstance(x, tuple) and len(x) == 2
+            expect(paired, "x", "a pair (carry, x)", x, error=TypeError)
+            carry, x = x
+        expect_sequence(x)
+        return (carry if self.initial else self.start(one_step(x))), x
+
+    def cut(self, turn: jax.Array, carry: Any, stop: Callable[[jax.Array], jax.Array]) -> Any:
+        """The carry, stopped in front of every `truncate`-th step."""
+        if self.truncate is None:
+            return carry
+        stopped = lambda c: jnp.where((turn % self.truncate == 0) & (turn > 0), stop(c), c)
+        return jax.tree.map(stopped, carry)
+
+    def turns(self, length: int) -> jax.Array:
+        """At each time, how many steps ran before."""
+        return jnp.arange(length)[::-1] if self.reverse else jnp.arange(length)
+
+
+def expect_sequence(x: Any) -> None:
+    """ValueError unless x is (B, T, F) with a step."""
+    expect_floating(x=x)
+    expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
 
 
 def one_step(x: Any) -> jax.ShapeDtypeStruct:

@@ -28,16 +28,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...checks import at, expect, expect_floating, expect_whole
+from ...checks import at, expect, expect_whole
 from ...compose import chain, expect_parts
 from ...facts import Option, Scan, Setting, Tuning, given
 from ...layer import Layer
 from ...params import Tree, join, split
 from ...transform import core
 from ...tuning import halves
+from ..kernels.tiles import largest_divisor
 from ..repeat import restore, scan_keeping, set_apart
 from .cells import again_of, halves_of, rule_of
-from .recurrent import one_step
+from .recurrent import expect_sequence, one_step
 
 REMAKE = ("nothing", "gates", "carries")
 
@@ -89,8 +90,7 @@ class _Segments:
 
     def forward(self, params: Tree, x: jax.Array) -> tuple[Any, Any]:
         expect_parts(params, (self.before, self.over))
-        expect_floating(x=x)
-        expect(x.ndim == 3 and x.shape[1] > 0, "x", "(B, T, F) with T at least 1", x)
+        expect_sequence(x)
         state, order, steps = self.begin(params, x)
 
         def segment(state: Any, turn: jax.Array) -> tuple[Any, Any, Any]:
@@ -153,7 +153,7 @@ class _Segments:
 
         start = rule_of(self.cell).start
         a, y = jax.eval_shape(specs, one_step(x))
-        steps = next(n for n in range(min(self.size, x.shape[1]), 0, -1) if x.shape[1] % n == 0)
+        steps = largest_divisor(x.shape[1], self.size)
         state = start(a), jnp.zeros(y.shape, y.dtype) if self.way.last else None
         return state, jnp.arange(x.shape[1] // steps), steps
 

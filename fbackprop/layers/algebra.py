@@ -1,0 +1,74 @@
+"""Products that accumulate in a wide dtype, and axes that are joined, added or summed in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..checks import expect
+from ..dtypes import wide_dtype
+from ..params import Tree
+
+Initializer = Callable[..., jax.Array]
+
+
+def einsum(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """Returns a product in the dtype of `b`, in float32 when that is narrower."""
+    return jnp.einsum(letters, a.astype(b.dtype), b, preferred_element_type=wide_dtype(b.dtype))
+
+
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """Returns x w in the dtype of x, accumulated in float32 when that is narrower."""
+    return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)
+
+
+def rows(x: jax.Array, axes: int = 0) -> jax.Array:
+    """Returns x (B..., *sizes, C) with its leading axes joined, (B, *sizes, C); `axes` sizes."""
+    return x.reshape(prod(x.shape[: -axes - 1]), *x.shape[-axes - 1:])
+
+
+def column(row: jax.Array, like: jax.Array) -> jax.Array:
+    """Returns a number per row, (...), written out over the last axis of `like`: (..., V)."""
+    return jnp.broadcast_to(row[..., None], like.shape)
+
+
+def plus_bias(y: jax.Array, params: Tree) -> jax.Array:
+    """Returns y (..., O) + b (O,), or y where the params have no b."""
+    if "b" not in params:
+        return y
+    b = params["b"]
+    expect(b.shape == y.shape[-1:], "b", f"{y.shape[-1:]}", b)
+    return y + jnp.broadcast_to(b.astype(y.dtype), y.shape)
+
+
+def bias_gradient(dy: jax.Array) -> jax.Array:
+    """Returns db (O,) of y (..., O) + b: the visible sum of the broadcast."""
+    return jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=wide_dtype(dy.dtype)).astype(dy.dtype)
+
+
+def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
+    """Returns dw (I, O) of y = x w, x (..., I): the sum of x^T dy over leading axes.
+
+    Two axes, then one product: on a CPU XLA transposes an x of three axes first, number by number.
+    """
+    x, dy = rows(x), rows(dy)
+    return matmul(x.T, dy)
+
+
+def draw(init: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Returns a weight by `init`, or an empty one: initializers divide by the width."""
+    return init(key, shape, dtype) if prod(shape) else jnp.zeros(shape, dtype)
+
+
+def affine_init(key: jax.Array, shape: tuple[int, ...], dtype: Any, bias: bool,
+                w_init: Initializer | None, b_init: Initializer | None) -> Tree:
+    """Returns {"w": of `shape`, "b": its last axis}: He normal and zeros unless given."""
+    w_key, b_key = jax.random.split(key)
+    params = {"w": draw(w_init or jax.nn.initializers.he_normal(), w_key, shape, dtype)}
+    if bias:
+        params["b"] = (b_init or jax.nn.initializers.zeros)(b_key, shape[-1:], dtype)
+    return params
