@@ -48,7 +48,7 @@ _HOME = {
     "observe.record": "activation_gradients",
     "observe.origin": "first_bad",
     "memory.schedule": "scheduled with_schedules every root binomial recomputed",
-    "memory.planner": "plan planned Plan",
+    "memory.planner": "plan Plan",
     "verify.check": "check_layer check_network check_loss check_gradient assert_rule",
     "models.mlp": "mlp",
     "models.convnet": "convnet",

@@ -15,7 +15,7 @@ from ...distributed.mesh import data_parallel, devices, replicate, shard
 from ...errors import Problem
 from ...gradients import ValueAndGrad, auto_value_and_grad, value_and_grad
 from ...layer import Layer
-from ...memory.planner import planned, temp_bytes_on, with_plan
+from ...memory.planner import plan, temp_bytes_on, with_plan
 from ...params import Tree
 from ...precision import PRECISIONS, with_precision
 from ..step.accumulation import accumulate, microbatches
@@ -39,7 +39,7 @@ def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
         share = _largest_part(part, config.devices)
         needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
     try:
-        found = planned(computed(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
+        found = plan(computed(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
     except ValueError as error:
         raise Problem(f"memory: {error}") from error
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes

@@ -1,1 +1,0 @@
-"""Predicts the bytes of a compiled program from its jaxpr."""
