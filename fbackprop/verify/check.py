@@ -35,11 +35,9 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
         x = cast(draw(x, rng), np.float64)
         params = draw_params(layer, x, rng) if params is None else cast(params, np.float64)
         subject, theta, fixed = layer_subject(layer, params, x)
-        report = check_subject(subject, np.asarray(theta), fixed, rng, dtypes)
+        report = check_subject(subject, theta, fixed, rng, dtypes)
         if hints and report.verdict == "WRONG":
-            nearest = nearest_bug(layer, params, x, rng)
-            named = lambda f: replace(f, hint=nearest.get(f.leaf, f.hint)) if f.verdict == "WRONG" else f
-            report = Report(tuple(map(named, report.findings)))
+            report = report.with_hints(nearest_bug(layer, params, x, rng))
     return report
 
 
@@ -78,7 +76,7 @@ def check_gradient(fn: Callable, gradient_fn: Callable | None, *args: Any, argnu
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         subject, theta, fixed = function_subject(fn, gradient_fn, tuple(cast(arg, np.float64) for arg in args), argnums)
-        return check_subject(subject, np.asarray(theta), fixed, rng, ("float64",))
+        return check_subject(subject, theta, fixed, rng, ("float64",))
 
 
 def assert_rule(subject: Layer | Callable, *args: Any, **options: Any) -> None:
@@ -89,11 +87,8 @@ def assert_rule(subject: Layer | Callable, *args: Any, **options: Any) -> None:
 
 def check_subject(subject: Subject, theta: Any, fixed: Any, rng: np.random.Generator, dtypes: Sequence[str]) -> Report:
     """Judges one Subject at one point with a random cotangent. Inside `jax.enable_x64(True)`."""
-    oracles = Oracles(subject, theta)
     try:
-        size = jax.eval_shape(subject.f, theta, fixed).size
-        point = Point(theta, fixed, rng.standard_normal(size))
-        return check_point(oracles, point, rng, dtypes)
+        return check_point(Oracles(subject), Point.drawn(subject, theta, fixed, rng), rng, dtypes)
     except WrongStructure as error:
         return Report((Finding("WRONG", subject.name, "", "structure", "", hint=str(error)),))
 

@@ -25,6 +25,7 @@ TAYLOR_STEPS = 4.0 ** -np.arange(3, 14)  # 1.6e-2 to 1.5e-8: below the distance 
 KINK_STEPS = 10.0 ** -np.arange(6, 1, -1)  # 1e-6 to 1e-2
 EPS = float(np.finfo(np.float64).eps)
 ROWS = 12  # of a call of jax's gradient
+COORDINATES = 64  # that differences are taken for, at most, unless there are more leaves
 
 Array = Any
 
@@ -37,8 +38,18 @@ class Point:
     fixed: Any
     dy: Array
 
+    @classmethod
+    def drawn(cls, subject: Subject, theta: Array, fixed: Any, rng: np.random.Generator) -> Point:
+        """Returns the point theta with a random cotangent."""
+        size = jax.eval_shape(subject.f, theta, fixed).size
+        return cls(np.asarray(theta), fixed, rng.standard_normal(size))
+
     def astype(self, dtype: Any) -> Point:
         return Point(self.theta.astype(dtype), cast(self.fixed, dtype), self.dy.astype(dtype))
+
+
+# A point around theta: element `index` moved by `by`, leaf `leaf` by `along` times its stretch of v
+MOVE = np.dtype([("index", np.int32), ("by", float), ("leaf", np.int32), ("along", float)])
 
 
 @dataclass(frozen=True)
@@ -86,14 +97,13 @@ def _moved(vector: Array, rng: np.random.Generator) -> Array:
 class Oracles:
     """The compiled oracles of one Subject: made once, asked at many points of the same shape."""
 
-    def __init__(self, subject: Subject, theta: Array, max_coordinates: int = 64) -> None:
-        self.subject = subject
-        self.leaf_of = np.zeros(theta.size, np.int32)
-        for number, leaf in enumerate(subject.leaves):
-            self.leaf_of[leaf.slice] = number
-        self.per_leaf = max(1, max_coordinates // max(1, len(subject.leaves)))
-        probes = sum(min(leaf.stop - leaf.start, self.per_leaf) for leaf in subject.leaves)
-        self.length = max(1 + 4 * probes + len(subject.leaves) * len(TAYLOR_STEPS), 1 + 2 * len(KINK_STEPS))
+    def __init__(self, subject: Subject) -> None:
+        self.subject, count = subject, len(subject.leaves)
+        sizes = [leaf.stop - leaf.start for leaf in subject.leaves]
+        self.leaf_of = np.repeat(np.arange(count, dtype=np.int32), sizes)
+        self.per_leaf = max(1, COORDINATES // max(1, count))
+        probes = sum(min(size, self.per_leaf) for size in sizes)
+        self.length = 1 + max(4 * probes + count * len(TAYLOR_STEPS), 2 * len(KINK_STEPS))
         self._rule = jax.jit(subject.rule)
         self._auto = quick_jit(self._auto_and_values)
         self._values = quick_jit(self._values_at)
@@ -135,11 +145,12 @@ class Oracles:
         coordinates = np.sort(np.concatenate(picked)) if picked else np.zeros(0, int)
         steps = STEP * np.maximum(1.0, np.abs(theta[coordinates]))
         k, rows = len(coordinates), len(leaves) * len(TAYLOR_STEPS)
-        moves = Moves.none(1 + 4 * k + rows)
-        moves.index[1 : 1 + 4 * k] = np.tile(coordinates, 4)
-        moves.by[1 : 1 + 4 * k] = np.concatenate([steps, -steps, 2 * steps, -2 * steps])
-        moves.leaf[1 + 4 * k :] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
-        moves.along[1 + 4 * k :] = np.tile(TAYLOR_STEPS, len(leaves))
+        moves = np.zeros(1 + 4 * k + rows, MOVE)
+        _, elements, stretches = np.split(moves, [1, 1 + 4 * k])
+        elements["index"] = np.tile(coordinates, 4)
+        elements["by"] = np.concatenate([steps, -steps, 2 * steps, -2 * steps])
+        stretches["leaf"] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
+        stretches["along"] = np.tile(TAYLOR_STEPS, len(leaves))
         values, terms = self.values(point, v, moves)
         plus, minus, plus2, minus2, increments = np.split(values[1:], [k, 2 * k, 3 * k, 4 * k])
         differences, wider = (plus - minus) / (2 * steps), (plus2 - minus2) / (4 * steps)
@@ -167,12 +178,13 @@ class Oracles:
         truth = self._grads(_wide(thetas), fixed, _wide(dys))[0]
         return self._largest(_wide(self._grads(thetas, narrow.fixed, dys)[0]) - truth)
 
-    def values(self, point: Point, v: Array, moves: Moves) -> tuple[Array, float]:
-        """The value sum(dy y) at every move, and the sum of |dy y| where nothing moved."""
-        count = len(moves.by)
-        padded = (np.pad(field, (0, self.length - count)) for field in (moves.index, moves.by, moves.leaf, moves.along))
-        values, terms = self._values(point.theta, point.fixed, point.dy, v, tuple(padded))  # one length: one compile
-        return np.asarray(values)[:count], float(terms)
+    def values(self, point: Point, v: Array, moves: Array) -> tuple[Array, float]:
+        """Returns the value sum(dy y) at every MOVE, and the sum of |dy y| where nothing moved."""
+        padded = np.zeros(self.length, MOVE)  # one length: one compile
+        padded[: len(moves)] = moves
+        fields = {name: padded[name] for name in ("index", "by", "leaf", "along")}
+        values, terms = self._values(point.theta, point.fixed, point.dy, v, fields)
+        return np.asarray(values)[: len(moves)], float(terms)
 
     def bends(self, evidence: Evidence, got: float, element: int | None = None, leaf: int | None = None) -> bool:
         """True when the one-sided slopes along an element, or along v in a leaf, differ and `got` lies between them.
@@ -199,9 +211,9 @@ class Oracles:
     def _slopes(self, evidence: Evidence, v: Array, element: int | None, leaf: int | None) -> tuple[Array, Array, bool]:
         """The slopes to the right and to the left at every step, and whether they stay apart."""
         h = KINK_STEPS[:3] if leaf is None else KINK_STEPS  # an element is judged next to the kink only
-        moves = Moves.none(1 + 2 * len(h))
-        moves.index[:], moves.leaf[:] = element or 0, leaf or 0
-        (moves.by if leaf is None else moves.along)[1:] = np.concatenate([h, -h])
+        moves = np.zeros(1 + 2 * len(h), MOVE)
+        moves["index"], moves["leaf"] = element or 0, leaf or 0
+        moves["by" if leaf is None else "along"][1:] = np.concatenate([h, -h])
         values, _ = self.values(evidence.point, v, moves)
         right, left = np.split(values[1:] - values[0], 2) / np.array([h, -h])
         gap = np.abs(right - left)
@@ -223,11 +235,12 @@ class Oracles:
 
         return lax.map(both, (thetas, dys))
 
-    def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array, moves: tuple[Array, ...]) -> tuple[Array, Array]:
-        def value(move: Any) -> Array:
-            index, by, leaf, along = move
-            moved = theta.at[index].add(by) if theta.size else theta
-            return jnp.sum(dy * self.subject.f(moved + along * jnp.where(self.leaf_of == leaf, v, 0), fixed))
+    def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array,
+                   moves: dict[str, Array]) -> tuple[Array, Array]:
+        def value(move: dict[str, Array]) -> Array:
+            moved = theta.at[move["index"]].add(move["by"]) if theta.size else theta
+            moved += move["along"] * jnp.where(self.leaf_of == move["leaf"], v, 0)
+            return jnp.sum(dy * self.subject.f(moved, fixed))
 
         return lax.map(value, moves), jnp.sum(jnp.abs(dy * self.subject.f(theta, fixed)))
 
@@ -238,17 +251,3 @@ class Oracles:
             return jnp.sum(terms), jnp.sum(jnp.abs(terms))
 
         return lax.map(one, jnp.arange(len(self.subject.leaves)))
-
-
-@dataclass(frozen=True)
-class Moves:
-    """Points around theta: element `index` moved by `by`, and leaf `leaf` moved by `along` times its stretch of v."""
-
-    index: Array
-    by: Array
-    leaf: Array
-    along: Array
-
-    @classmethod
-    def none(cls, count: int) -> Moves:
-        return cls(np.zeros(count, np.int32), np.zeros(count), np.zeros(count, np.int32), np.zeros(count))

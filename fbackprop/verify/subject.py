@@ -67,10 +67,10 @@ def ravel(tree: Any) -> Vector:
 
 
 def leaves_of(tree: Any) -> tuple[Leaf, ...]:
-    """The stretches of `ravel(tree)`."""
+    """Returns the stretches of `ravel(tree)` that are not empty."""
     found, start = [], 0
     for path, leaf in paths(tree).items():
-        if is_floating(leaf):
+        if is_floating(leaf) and leaf.size:
             found.append(Leaf(path, leaf.shape, start, start + leaf.size))
             start += leaf.size
     return tuple(found)
@@ -168,20 +168,23 @@ def _checked(returned: Any, params: Tree, x: Any) -> Any:
     _same_tree(gradients, partition(trainable)[0], "dparams", "params")
     _same_tree(dx, partition(x)[0], "dx", "x")
     as_next = jax.tree.map(lambda s: Next(s.value), state, is_leaf=is_carried)
-    alike = same_structure(successors, as_next) and all(
-        np.shape(a) == np.shape(b) and getattr(a, "dtype", None) == getattr(b, "dtype", None)
-        for a, b in zip(jax.tree.leaves(successors), jax.tree.leaves(as_next)))
-    if not alike:
+    spec = lambda leaf: (np.shape(leaf), getattr(leaf, "dtype", None))
+    if not _alike(successors, as_next, spec):
         raise WrongStructure("dparams: expected a Next for every State of params, of its shape and dtype, "
                              f"got {show(dparams)} for {show(params)}")
     return {"params": gradients, "x": dx}
 
 
 def _same_tree(got: Any, wanted: Any, what: str, of: str) -> None:
-    same = same_structure(got, wanted) and all(jnp.shape(a) == b.shape and jnp.result_type(a) == b.dtype
-                                              for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)))
-    if not same:
-        raise WrongStructure(f"{what}: expected structure, shapes and dtypes of {of}, {show(wanted)}, got {show(got)}")
+    if not _alike(got, wanted, lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf))):
+        raise WrongStructure(f"{what}: expected structure, shapes and dtypes of {of}, "
+                             f"{show(wanted)}, got {show(got)}")
+
+
+def _alike(got: Any, wanted: Any, spec: Callable[[Any], Any]) -> bool:
+    """Returns whether two trees have one structure and, leaf by leaf, the same spec."""
+    specs = lambda tree: [spec(leaf) for leaf in jax.tree.leaves(tree)]
+    return same_structure(got, wanted) and specs(got) == specs(wanted)
 
 
 @contextlib.contextmanager

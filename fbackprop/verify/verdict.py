@@ -45,8 +45,8 @@ class Finding:
     @property
     def summary(self) -> dict[str, Any]:
         """The finding in a few JSON fields."""
-        return {"verdict": self.verdict, "layer": self.layer, "leaf": self.leaf, "oracle": self.oracle, "dtype": self.dtype,
-                "error": self.error, "bound": self.bound, "hint": self.hint}
+        shown = ("verdict", "layer", "leaf", "oracle", "dtype", "error", "bound", "hint")
+        return {name: getattr(self, name) for name in shown}
 
     def __str__(self) -> str:
         where = "" if self.index is None else f"[{', '.join(map(str, self.index))}]"
@@ -81,6 +81,11 @@ class Report:
         hints = [f.hint for f in (worst, *self.findings) if f is not None and f.hint and f.verdict == self.verdict]
         return hints[0] if hints else ""
 
+    def with_hints(self, hints: dict[str, str]) -> Report:
+        """Returns the report with the hint of each leaf put into what is WRONG there."""
+        return Report(tuple(
+            replace(f, hint=hints.get(f.leaf, f.hint)) if f.verdict == "WRONG" else f for f in self.findings))
+
     def __add__(self, other: Report) -> Report:
         return Report(self.findings + other.findings)
 
@@ -95,7 +100,7 @@ class Report:
 def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
     """One finding per leaf, of the oracle that is hardest on it, in float64."""
     return [_judge_leaf(oracles, evidence, rule, number, leaf, layer)
-            for number, leaf in enumerate(oracles.subject.leaves) if leaf.start < leaf.stop]
+            for number, leaf in enumerate(oracles.subject.leaves)]
 
 
 def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, layer: str) -> Finding:
@@ -182,8 +187,6 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
     (auto, noise), found = evidence.single, []
     evidence = replace(evidence, point=evidence.point.astype(np.float32).astype(np.float64))
     for number, leaf in enumerate(oracles.subject.leaves):
-        if leaf.start == leaf.stop:
-            continue
         expected = auto[leaf.slice].astype(np.float64)
         base = Finding("OK", layer, leaf.path, "", "float32", scale=_largest(expected))
         bound = TOLERANCE["float32"] * base.scale + SAFETY * float(noise[number])
@@ -202,8 +205,6 @@ def judge_narrow(oracles: Oracles, dtype: str, rule: Any, auto: Any, truth: Any,
     """
     found = []
     for leaf, error in zip(oracles.subject.leaves, own):
-        if leaf.start == leaf.stop:
-            continue
         expected = truth[leaf.slice]
         scale = _largest(expected)
         ulp = float(ml_dtypes.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(scale or 1.0))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from . import (
     attention,
     branch,
-    compose,
     conv,
     dropout,
     elementwise,
@@ -24,8 +23,8 @@ from . import (
 )
 from .case import Bugs, Case
 
-_FAMILIES = (layers, elementwise, losses, compose, branch, recurrent, norm, embedding, dropout, shape, glu, attention,
-             conv, pool)
+_FAMILIES = (layers, elementwise, losses, branch, recurrent, norm, embedding, dropout, shape, glu,
+             attention, conv, pool)
 
 CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
 KIND_BUGS: Bugs = {kind: bugs for family in _FAMILIES for kind, bugs in family.BUGS.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from ...gradients import predict
 from ...layer import Layer
 from ...layers.conv import conv1d, conv2d
 from ...params import Tree
-from .case import Bugs, Case, Wrong, call, normal, right
+from .case import Bugs, Case, Right, Wrong, normal
 
 CASES: tuple[Case, ...] = (
     Case("conv1d", conv1d(5, 3), normal(2, 7, 3)),
@@ -30,52 +31,45 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def _kernel_not_flipped(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    w = params["w"]
-    flipped = {**params, "w": jnp.flip(w, range(w.ndim - 2))}
-    return right(layer, params, x, dy)[0], right(layer, flipped, x, dy)[1]
+def _kernel_not_flipped(right: Right) -> tuple[Tree, Any]:
+    w = right.params["w"]
+    return right.dparams, right.with_params(w=jnp.flip(w, range(w.ndim - 2))).dx
 
 
-def _channels_not_exchanged(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    w = params["w"]
-    same = {**params, "w": jnp.swapaxes(w, -1, -2) if w.shape[-1] == w.shape[-2] else w}
-    return right(layer, params, x, dy)[0], right(layer, same, x, dy)[1]
+def _channels_not_exchanged(right: Right) -> tuple[Tree, Any]:
+    w = right.params["w"]
+    same = jnp.swapaxes(w, -1, -2) if w.shape[-1] == w.shape[-2] else w
+    return right.dparams, right.with_params(w=same).dx
 
 
-def _padding_off_by_one(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return right(layer, params, jnp.roll(x, 1, -2), dy)[0], jnp.roll(right(layer, params, x, dy)[1], 1, -2)
+def _padding_off_by_one(right: Right) -> tuple[Tree, Any]:
+    return right.given(x=jnp.roll(right.x, 1, -2)).dparams, jnp.roll(right.dx, 1, -2)
 
 
-def _groups_mixed_up(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    """Neighbouring channels dealt out to the groups in turn, instead of in runs."""
+def _groups_mixed_up(right: Right) -> tuple[Tree, Any]:
+    """Deals neighbouring channels out to the groups in turn, instead of in runs."""
     deal = lambda a, n: jnp.swapaxes(a.reshape(*a.shape[:-1], n, -1), -1, -2).reshape(a.shape) if a.size else a
-    groups = x.shape[-1] // max(1, params["w"].shape[-2]) or 1
-    return right(layer, params, deal(x, groups), dy)[0], deal(right(layer, params, x, dy)[1], groups)
+    groups = right.x.shape[-1] // max(1, right.params["w"].shape[-2]) or 1
+    return right.given(x=deal(right.x, groups)).dparams, deal(right.dx, groups)
 
 
-def remade(layer: Layer, maker: Callable[..., Any], **options: Any) -> Any:
-    """Returns what `maker` makes of the call that made `layer`, with other options."""
-    positional, by_name = call(layer)
-    return maker(*positional, **{**by_name, **options})
+def as_if(right: Right, maker: Callable[..., Layer], **options: Any) -> tuple[Tree, Any]:
+    """Returns the gradients of the layer with these options instead.
 
-
-def as_if(maker: Callable[..., Layer], **options: Any) -> Wrong:
-    """The backward of the layer with these options instead, where it makes at least as many windows: the others get zeros."""
-    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        other = remade(layer, maker, **options)
-        y = jax.eval_shape(predict(other), params, x)
-        more = jnp.pad(dy, [(0, b - a) for a, b in zip(dy.shape, y.shape)])
-        return right(other, params, x, more)
-
-    return wrong
+    That layer makes at least as many windows: the additional ones get zeros.
+    """
+    other = right.remade(maker, **options)
+    y = jax.eval_shape(predict(other.layer), other.params, other.x)
+    more = [(0, b - a) for a, b in zip(right.dy.shape, y.shape)]
+    return other.given(dy=jnp.pad(right.dy, more)).gradients
 
 
 def _bugs(maker: Callable[..., Layer]) -> dict[str, Wrong]:
     return {
         "dx made with the kernel not flipped": _kernel_not_flipped,
         "dx made with input and output channels not exchanged": _channels_not_exchanged,
-        "the stride forgotten": as_if(maker, stride=1),
-        "the dilation forgotten": as_if(maker, dilation=1),
+        "the stride forgotten": partial(as_if, maker=maker, stride=1),
+        "the dilation forgotten": partial(as_if, maker=maker, dilation=1),
         "padding off by one": _padding_off_by_one,
         "channels dealt out to the groups in turn": _groups_mixed_up,
     }

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
-from ...layer import Layer
 from ...layers.dropout import dropout
-from ...params import Next, State, Tree
-from .case import Bugs, Case, normal, right
-
-_off = dropout(0.5).inference
-assert _off is not None
+from ...params import Next, State
+from ...transform import inference
+from .case import Bugs, Case, normal
 
 CASES: tuple[Case, ...] = (
     Case("dropout", dropout(0.5), normal(3, 5)),
@@ -21,26 +16,14 @@ CASES: tuple[Case, ...] = (
     Case("dropout", dropout(0.3), normal(1, 1), "sizes 1"),
     Case("dropout", dropout(0.0), normal(3, 5)),
     Case("dropout", dropout(0.5), normal(0, 5), "empty batch"),
-    Case("dropout", _off, normal(3, 5)),
+    Case("dropout", inference(dropout(0.5)), normal(3, 5)),
 )
 
-
-def _new_mask(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    dparams, _ = right(layer, params, x, dy)
-    return dparams, right(layer, {"key": State(dparams["key"].value)}, x, dy)[1]
-
-
-def _unscaled(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    dparams, dx = right(layer, params, x, dy)
-    return dparams, jnp.where(dx == 0, 0, dy)
-
-
-def _unmasked(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return {"key": Next(jax.random.split(params["key"].value)[1])}, dy
-
-
 BUGS: Bugs = {"dropout": {
-    "masked by the next key: another mask than the forward's": _new_mask,
-    "without the division by 1 - rate": _unscaled,
-    "without the mask": _unmasked,
+    "masked by the next key: another mask than the forward's":
+        lambda right: (right.dparams, right.with_params(key=State(right.dparams["key"].value)).dx),
+    "without the division by 1 - rate":
+        lambda right: (right.dparams, jnp.where(right.dx == 0, 0, right.dy)),
+    "without the mask":
+        lambda right: ({"key": Next(jax.random.split(right.params["key"].value)[1])}, right.dy),
 }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,15 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ...layer import Layer
 from ...layers.pool import avg_pool, global_avg_pool, global_max_pool, max_pool
 from ...params import Tree
-from .case import Bugs, Case, Draw, Wrong, normal, right
-from .conv import as_if, remade
+from .case import Bugs, Case, Draw, Right, Wrong, normal
+from .conv import as_if
 
 
 def tied(*sizes: int) -> Draw:
-    """Normal numbers with two equal neighbours above all others."""
+    """Draws normal numbers with two equal neighbours above all others."""
     def draw(rng: np.random.Generator) -> Any:
         x = rng.standard_normal(sizes)
         x[:, 0, :2] = 5.0
@@ -46,42 +46,44 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def _padding_off_by_one(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return (), jnp.roll(right(layer, params, x, dy)[1], 1, -2)
-
-
-def _written_not_added(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    """Of the windows that an element takes a cotangent from, the last alone."""
-    flat = dy.reshape(-1)
+def _written_not_added(right: Right) -> tuple[Tree, Any]:
+    """Gives an element the cotangent of the last window that it is in, alone."""
+    flat = right.dy.reshape(-1)
 
     def of_one(i: Any, dx: Any) -> Any:
-        alone = right(layer, params, x, jnp.where(jnp.arange(flat.size) == i, flat, 0).reshape(dy.shape))[1]
+        one = jnp.where(jnp.arange(flat.size) == i, flat, 0).reshape(right.dy.shape)
+        alone = right.given(dy=one).dx
         return jnp.where(alone != 0, alone, dx)
 
-    return (), jax.lax.fori_loop(0, flat.size, of_one, jnp.zeros_like(x))
+    return (), jax.lax.fori_loop(0, flat.size, of_one, jnp.zeros_like(right.x))
 
 
-def _mean_instead(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    mean = global_avg_pool() if layer.kind == "global_max_pool" else remade(layer, avg_pool)
-    return right(mean, params, x, dy)
-
-
-def _without_divisor(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    """Times the largest count: a window that padding does not touch has the divisor 1."""
-    full = lambda window=2, *_, **__: prod(window) if isinstance(window, tuple) else window**2
-    count = prod(x.shape[1:-1]) if layer.kind == "global_avg_pool" else remade(layer, full)
-    return (), count * right(layer, params, x, dy)[1]
+def _without_divisor(right: Right) -> tuple[Tree, Any]:
+    """Multiplies by the largest count: a window that padding does not touch has the divisor 1."""
+    window = right.options.get("window", 2)
+    return (), (prod(window) if isinstance(window, tuple) else window**2) * right.dx
 
 
 _WINDOW: dict[str, Wrong] = {
-    "padding off by one": _padding_off_by_one,
+    "padding off by one": lambda right: ((), jnp.roll(right.dx, 1, -2)),
     "written where the cotangents of overlapping windows add": _written_not_added,
 }
 BUGS: Bugs = {
-    "max_pool": {**_WINDOW, "the stride forgotten": as_if(max_pool, stride=1),
-                 "spread over the window as that of a mean": _mean_instead},
-    "avg_pool": {**_WINDOW, "the stride forgotten": as_if(avg_pool, stride=1),
-                 "the divisor missing": _without_divisor},
-    "global_max_pool": {"spread over the window as that of a mean": _mean_instead},
-    "global_avg_pool": {"the divisor missing": _without_divisor},
+    "max_pool": {
+        **_WINDOW,
+        "the stride forgotten": partial(as_if, maker=max_pool, stride=1),
+        "spread over the window as that of a mean": lambda right: right.remade(avg_pool).gradients,
+    },
+    "avg_pool": {
+        **_WINDOW,
+        "the stride forgotten": partial(as_if, maker=avg_pool, stride=1),
+        "the divisor missing": _without_divisor,
+    },
+    "global_max_pool": {
+        "spread over the window as that of a mean":
+            lambda right: right.remade(global_avg_pool).gradients,
+    },
+    "global_avg_pool": {
+        "the divisor missing": lambda right: ((), prod(right.x.shape[1:-1]) * right.dx),
+    },
 }

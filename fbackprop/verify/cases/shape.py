@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 
-from ...layer import Layer
 from ...layers.shape import flatten, reshape, scale, take_last, transpose
-from ...params import Tree
-from .case import Bugs, Case, normal, right
+from .case import Bugs, Case, normal
 
 CASES: tuple[Case, ...] = (
     Case("flatten", flatten(), normal(0, 3, 2), "empty batch"),
@@ -29,29 +25,17 @@ CASES: tuple[Case, ...] = (
     Case("scale", scale(8), normal(0, 5), "empty batch"),
 )
 
-
-def _reshaped(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return (), dy.reshape(x.shape)
-
-
-def _same_axes(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return (), layer.forward(params, dy)[0].reshape(x.shape)
-
-
-def _at_every_step(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return (), jnp.broadcast_to(dy[..., None, :], x.shape)
-
-
-def _at_the_first_step(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return (), jnp.zeros_like(x).at[..., 0, :].set(dy)
-
-
-def _unscaled(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return right(layer, params, x, dy)[0], dy
-
-
 BUGS: Bugs = {
-    "transpose": {"reshaped, not transposed back": _reshaped, "transposed by the same axes once more": _same_axes},
-    "take_last": {"given to every step": _at_every_step, "given to the first step": _at_the_first_step},
-    "scale": {"without the factor": _unscaled},
+    "transpose": {
+        "reshaped, not transposed back": lambda right: ((), right.dy.reshape(right.x.shape)),
+        "transposed by the same axes once more":
+            lambda right: ((), right.layer.forward((), right.dy)[0].reshape(right.x.shape)),
+    },
+    "take_last": {
+        "given to every step":
+            lambda right: ((), jnp.broadcast_to(right.dy[..., None, :], right.x.shape)),
+        "given to the first step":
+            lambda right: ((), jnp.zeros_like(right.x).at[..., 0, :].set(right.dy)),
+    },
+    "scale": {"without the factor": lambda right: (right.dparams, right.dy)},
 }
