@@ -42,13 +42,16 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
 
 
 def check_loss(loss: Layer, y: Any, target: Any, **options: Any) -> Report:
-    """`check_layer` of a loss at (y, target): arrays or specs."""
+    """Judges a loss as `check_layer` at (y, target): arrays or specs."""
     return check_layer(loss, (y, target), (), **options)
 
 
 def check_network(net: Layer, loss: Layer | None, params: Tree, batch: Any, *, seed: int = 0,
                   dtypes: Sequence[str] = DTYPES) -> Report:
-    """Judges the whole reverse chain on a batch; where it is WRONG, every layer alone at its own input, to name the culprit."""
+    """Judges the whole reverse chain on a batch.
+
+    Where it is WRONG, judges every layer by itself at its own input, to name the culprit.
+    """
     report = check_layer(objective(net, loss), batch, params, seed=seed, dtypes=dtypes, hints=False)
     if report.verdict != "WRONG":
         return report
@@ -80,8 +83,12 @@ def check_gradient(fn: Callable, gradient_fn: Callable | None, *args: Any, argnu
 
 
 def assert_rule(subject: Layer | Callable, *args: Any, **options: Any) -> None:
-    """For tests: AssertionError with the report unless nothing is WRONG. A Layer as `check_layer`, else as `check_gradient`."""
-    report = check_layer(subject, *args, **options) if isinstance(subject, Layer) else check_gradient(subject, *args, **options)
+    """Raises AssertionError with the report if anything is WRONG, for tests.
+
+    Judges a Layer as `check_layer`, anything else as `check_gradient`.
+    """
+    check: Callable[..., Report] = check_layer if isinstance(subject, Layer) else check_gradient
+    report = check(subject, *args, **options)
     assert report.verdict != "WRONG", f"\n{report}"
 
 
@@ -112,7 +119,7 @@ def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes
 
 
 def draw(x: Any, rng: np.random.Generator, always: bool = False) -> Any:
-    """Normal numbers for floating specs, zeros for integer ones; arrays as they are, unless `always`."""
+    """Draws normal numbers for floating specs, zeros for integers; keeps arrays unless `always`."""
     def one(leaf: Any) -> Any:
         if not (always or isinstance(leaf, jax.ShapeDtypeStruct)):
             return leaf
@@ -122,7 +129,7 @@ def draw(x: Any, rng: np.random.Generator, always: bool = False) -> Any:
 
 
 def draw_params(layer: Layer, x: Any, rng: np.random.Generator) -> Tree:
-    """The layer's own params with normal numbers in every trainable floating leaf."""
+    """Draws the layer's own params, with normal numbers in every trainable floating leaf."""
     key, spec = jax.random.key(0), jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), x)
     params = jax.eval_shape(layer.init, key, spec)
     if any(is_carried(node) for node in jax.tree.leaves(params, is_leaf=is_carried)):
@@ -132,7 +139,7 @@ def draw_params(layer: Layer, x: Any, rng: np.random.Generator) -> Tree:
 
 
 def recorded(net: Layer, params: Tree, x: Any) -> list[tuple[str, Layer, Tree, Any]]:
-    """(path, layer, params, input) of every layer in one forward run, parts before the whole."""
+    """Returns (path, layer, params, input) of every layer in a forward, parts before the whole."""
     found: list[tuple[str, Layer, Tree, Any]] = []
     tap(net, lambda path, layer, params, x, *_: found.append((path, layer, params, x))).forward(params, x)
     return found

@@ -78,7 +78,7 @@ if jax.__version_info__ < (0, 11):  # later XLA has no others
 
 
 def quick_jit(fn: Callable, **options: Any) -> Callable:
-    """`jax.jit` for a program that runs a few times: on a CPU compiled in half the time, into slower code."""
+    """Returns `jax.jit` of a program that runs a few times: on a CPU compiled in half the time."""
     return jax.jit(fn, compiler_options=QUICK if jax.default_backend() == "cpu" else None, **options)
 
 
@@ -87,7 +87,7 @@ def _wide(a: Array) -> Array:
 
 
 def _moved(vector: Array, rng: np.random.Generator) -> Array:
-    """The vector, and three copies with every element one unit in the last place up or down."""
+    """Returns the vector and three copies, every element one unit in the last place up or down."""
     signs = rng.integers(0, 2, (3, vector.size)).astype(bool)
     narrow = vector.dtype.itemsize < 4  # there jax.grad's own error is the measure, not noise
     moved = np.tile(vector, (3, 1)) if narrow else np.nextafter(vector, np.where(signs, np.inf, -np.inf).astype(vector.dtype))
@@ -110,11 +110,11 @@ class Oracles:
         self._tangents = quick_jit(self._jvp_by_leaf)
 
     def rule(self, point: Point) -> Array:
-        """The gradient by the rule under test. Raises WrongStructure."""
+        """Returns the gradient by the rule under test. Raises WrongStructure."""
         return np.asarray(self._rule(point.theta, point.fixed, point.dy))
 
     def auto(self, point: Point, rng: np.random.Generator) -> tuple[Array | None, Array, float]:
-        """`(gradient by jax, its noise per leaf, noise of the value)` in the dtype of the point."""
+        """Returns `(gradient by jax, its noise per leaf, noise of the value)` in its dtype."""
         grads, values = self._grads(_moved(point.theta, rng), point.fixed, _moved(point.dy, rng))
         value_noise = float(np.max(np.abs(values[1:] - values[0])))
         if grads is None:
@@ -122,18 +122,18 @@ class Oracles:
         return grads[0], self._largest(_wide(grads[1:]) - _wide(grads[0])), value_noise
 
     def _grads(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
-        """jax's gradient and the value for every row of thetas and dys."""
+        """Returns jax's gradient and the value for every row of thetas and dys."""
         rows = ((0, ROWS - len(thetas)), (0, 0))  # one length: one compile for each dtype
         grads, values = self._auto(np.pad(thetas, rows), fixed, np.pad(dys, rows))
         return None if grads is None else np.asarray(grads)[: len(thetas)], np.asarray(values, np.float64)[: len(thetas)]
 
     def _largest(self, rows: Array) -> Array:
-        """Per leaf, the largest size of an element in any row; 0 where that is not finite."""
+        """Returns the largest size of an element per leaf, in any row; 0 if that is not finite."""
         largest = np.array([np.max(np.abs(rows[:, leaf.slice]), initial=0.0) for leaf in self.subject.leaves])
         return np.where(np.isfinite(largest), largest, 0.0)
 
     def evidence(self, point: Point, rng: np.random.Generator) -> Evidence:
-        """Everything the float64 oracles say at a float64 point."""
+        """Returns everything that the float64 oracles say at a float64 point."""
         theta, leaves = point.theta, self.subject.leaves
         auto, noise, value_noise = self.auto(point, rng)
         single = None
@@ -162,7 +162,7 @@ class Oracles:
             (increments - values[0]).reshape(len(leaves), len(TAYLOR_STEPS)))
 
     def _single(self, point: Point, rng: np.random.Generator) -> tuple[tuple[Array, Array], Array]:
-        """The oracle in float32 with its noise, and what its own error there, against float64, comes to in float64.
+        """Returns the float32 oracle with its noise, and its error there, scaled to float64.
 
         Moving the inputs cannot show a cancellation that moves with them (a saturated softmax); the oracle's own error does.
         """
@@ -172,7 +172,7 @@ class Oracles:
         return (auto, np.maximum(noise, own)), own * EPS / float(np.finfo(np.float32).eps)
 
     def own_error(self, narrow: Point, rng: np.random.Generator) -> Array:
-        """Per leaf, jax's largest error at a narrow point over a dozen cotangents of this size: one may be small by chance."""
+        """Returns jax's largest error per leaf over a dozen cotangents: one can be lucky."""
         dys = (narrow.dy * rng.uniform(0.5, 1.5, (12, narrow.dy.size))).astype(narrow.dy.dtype)
         thetas, fixed = np.tile(narrow.theta, (12, 1)), narrow.astype(np.float64).fixed
         truth = self._grads(_wide(thetas), fixed, _wide(dys))[0]
@@ -187,7 +187,9 @@ class Oracles:
         return np.asarray(values)[: len(moves)], float(terms)
 
     def bends(self, evidence: Evidence, got: float, element: int | None = None, leaf: int | None = None) -> bool:
-        """True when the one-sided slopes along an element, or along v in a leaf, differ and `got` lies between them.
+        """Returns whether the one-sided slopes differ and `got` lies between them.
+
+        They are taken along an element, or along v in a leaf.
 
         The slopes of a smooth function approach each other as fast as the step shrinks; across a kink they do not.
         """
@@ -197,7 +199,9 @@ class Oracles:
         return bool(bent and low - slack <= got <= high + slack)
 
     def shared(self, evidence: Evidence, rule: Array, elements: Array, leaf: int) -> bool:
-        """True when the elements moved together do not bend and the rule's slope there is another: a tie not shared out.
+        """Returns whether a tie is not shared out.
+
+        The elements moved together then do not bend, and the rule's slope along them is another.
 
         At a tie each winner bends by itself; what they get together is no convention.
         """
@@ -209,7 +213,7 @@ class Oracles:
         return not bent and bool(abs(right[0] - left[0]) <= near < abs(got - (right[0] + left[0]) / 2))
 
     def _slopes(self, evidence: Evidence, v: Array, element: int | None, leaf: int | None) -> tuple[Array, Array, bool]:
-        """The slopes to the right and to the left at every step, and whether they stay apart."""
+        """Returns the slopes to the right and to the left at every step, and if they differ."""
         h = KINK_STEPS[:3] if leaf is None else KINK_STEPS  # an element is judged next to the kink only
         moves = np.zeros(1 + 2 * len(h), MOVE)
         moves["index"], moves["leaf"] = element or 0, leaf or 0
@@ -220,7 +224,10 @@ class Oracles:
         return right, left, bool(np.any((gap[:-1] > 0.5 * gap[1:]) & (gap[:-1] > 100 * evidence.rounding / h[:-1])))
 
     def tangents(self, point: Point, v: Array) -> tuple[Array | None, Array | None]:
-        """<dy, J v_l> per leaf and the sum of its absolute terms; None where jax has no forward mode (a custom_vjp)."""
+        """Returns <dy, J v_l> per leaf and the sum of its absolute terms.
+
+        Both are None where jax has no forward mode: a custom_vjp.
+        """
         try:
             jvp, terms = self._tangents(point.theta, point.fixed, point.dy, v)
         except (TypeError, ValueError, NotImplementedError):

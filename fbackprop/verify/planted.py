@@ -70,7 +70,7 @@ def _plant(layer: Layer, wrong: Wrong) -> Layer:
 
 
 def bugs(layer: Layer) -> Iterator[tuple[str, Layer]]:
-    """(description, wrong layer) for every mistake that can be made in the rule of `layer`, its parts' own kinds included."""
+    """Yields (description, wrong layer) for every mistake in the rule of `layer` or of a part."""
     for text, wrong in {**RULE_BUGS, **_kind_bugs(layer)}.items():
         yield text, _plant(layer, wrong)
     for i, part in enumerate(layer.parts):
@@ -104,7 +104,7 @@ def planted_results(layer: Layer, params: Tree, x: Any, point: Point) -> dict[st
 
 
 def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) -> dict[str, str]:
-    """Returns the name of a known mistake for each leaf whose wrong gradient equals that mistake's."""
+    """Returns the nearest known mistake for each leaf of a wrong rule that has one."""
     subject, theta, fixed = layer_subject(layer, params, x)
     point = Point.drawn(subject, theta, fixed, rng)
     try:
@@ -114,8 +114,12 @@ def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) ->
         return {}
 
 
-def named_mistakes(layer: Layer, params: Tree, x: Any, point: Point, got: np.ndarray) -> dict[str, str]:
-    """Returns the same for a gradient `got` at a point. Only the forward of `layer` is run: jax.vjp makes the right rule."""
+def named_mistakes(layer: Layer, params: Tree, x: Any, point: Point,
+                   got: np.ndarray) -> dict[str, str]:
+    """Returns the same for a gradient `got` at a point.
+
+    Only the forward of `layer` is run: jax.vjp makes the right rule.
+    """
     by_jax = from_function(lambda params, x: layer.forward(params, x)[0])
     right = replace(by_jax, kind=layer.kind, options=layer.options)
     subject = layer_subject(right, params, x)[0]

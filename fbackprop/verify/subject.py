@@ -56,12 +56,12 @@ class Subject:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Floating leaves as numpy arrays of `dtype`; integers, keys and the rest as they are."""
+    """Returns floating leaves as numpy arrays of `dtype`; integers and keys as they are."""
     return jax.tree.map(lambda a: np.asarray(a).astype(dtype) if is_floating(a) else a, tree)
 
 
 def ravel(tree: Any) -> Vector:
-    """The floating leaves as one vector, in tree order."""
+    """Returns the floating leaves as one vector, in tree order."""
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(partition(tree)[0])]
     return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
 
@@ -77,7 +77,10 @@ def leaves_of(tree: Any) -> tuple[Leaf, ...]:
 
 
 def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> tuple[Subject, Vector, Any]:
-    """`(subject, theta, fixed)` of a Layer at (params, x). `strict` traces it without any implicit broadcast or promotion."""
+    """Returns `(subject, theta, fixed)` of a Layer at (params, x).
+
+    strict: trace it without any implicit broadcast or promotion.
+    """
     trainable, state = split(params)
     inputs, others = partition({"params": trainable, "x": x})
     unravel = _unravel(inputs)
@@ -108,7 +111,10 @@ def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> t
 
 
 def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple, argnums: int) -> tuple[Subject, Vector, Any]:
-    """`(subject, theta, fixed)` of a pair (fn, gradient fn), or of a custom_vjp function when `gradient_fn` is None."""
+    """Returns `(subject, theta, fixed)` of a pair (fn, gradient fn).
+
+    gradient_fn None: fn is a custom_vjp function.
+    """
     inputs, others = partition(args[argnums])
     unravel = _unravel(inputs)
 
@@ -147,7 +153,10 @@ def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple, ar
 
 
 def _unravel(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
-    """The inverse of `ravel`, in the dtype of the vector or, with `cast`, in that of each leaf (a loss widens its value)."""
+    """Returns the inverse of `ravel`, in the dtype of the vector.
+
+    cast: in the dtype of each leaf instead, for a loss widens its value.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])[:-1]
 
@@ -159,7 +168,7 @@ def _unravel(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
 
 
 def _checked(returned: Any, params: Tree, x: Any) -> Any:
-    """The gradients `backward` returned, as the tree the leaves of theta come from."""
+    """Returns the gradients of `backward` as the tree that the leaves of theta come from."""
     if not (isinstance(returned, tuple) and len(returned) == 2):
         raise WrongStructure(f"backward: expected a pair (dparams, dx), got {show(returned)}")
     dparams, dx = returned

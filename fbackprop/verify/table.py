@@ -59,6 +59,7 @@ def verify_case(case: Case, draws: int = 0, seed: int = 0) -> Result:
 
 
 def fresh(case: Case, params: Tree, size: int, rng: np.random.Generator) -> Point:
+    """Draws another point of the same shape; y has `size` numbers."""
     x = cast(case.x(rng), np.float64)
     trainable, state = split(params)
     redrawn = merge(draw(trainable, rng, always=True), state)
@@ -98,7 +99,7 @@ def verify_table(cases: Sequence[Case] = CASES, draws: int = 3000, seed: int = 0
 
 
 def summary(results: Sequence[Result]) -> dict:
-    """The counts of a run as one JSON object; `worst` is the finding nearest to its bound, or the first wrong one."""
+    """Returns the counts of a run as one JSON object; `worst` is its most harmful finding."""
     verdicts = Counter(result.report.verdict for result in results)
     alarms = [finding for result in results for finding in result.alarms]
     judged = [finding for result in results for finding in result.report.findings

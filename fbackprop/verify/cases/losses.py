@@ -23,7 +23,7 @@ def with_classes(*sizes: int, classes: int | None = None, scale: float = 1.0) ->
 
 
 def with_shares(*sizes: int) -> Draw:
-    """Draws logits and targets between 0 and 1, whose rows do not sum to 1: no rule relies on it."""
+    """Draws logits and targets between 0 and 1, whose rows need not sum to 1."""
     return lambda rng: (rng.standard_normal(sizes), rng.random(sizes))
 
 
