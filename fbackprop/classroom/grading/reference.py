@@ -49,16 +49,16 @@ class Reference:
 
     @property
     def asked(self) -> list[Any]:
-        """The points, as numpy."""
+        """Returns the points, as numpy."""
         return [(*jax.tree.map(np.asarray, (s.params, s.x)), s.point.theta, s.point.fixed, s.point.dy) for s in self.sizes]
 
     @property
     def length(self) -> int:
-        """Of an answer, in bytes."""
+        """Returns the length of an answer, in bytes."""
         return sum((size.y.size + size.point.theta.size) * (8 + 4) for size in self.sizes)
 
     def judge(self, answer: bytes) -> Judgement:
-        """Of an answer of the right length."""
+        """Judges an answer of the right length."""
         with jax.enable_x64(True):
             return self._judge(_cut(answer, self.sizes))
 
@@ -108,7 +108,7 @@ class _Size:
 
 
 def _longer(leaf: Any) -> Any:
-    """The same with more rows: the spec, or the values from the beginning again."""
+    """Returns a spec, or values repeated from the beginning, with more rows."""
     if not np.ndim(leaf):
         return leaf
     shape = (leaf.shape[0] + MORE, *leaf.shape[1:])
@@ -118,7 +118,7 @@ def _longer(leaf: Any) -> Any:
 
 
 def _cut(answer: bytes, sizes: list[_Size]) -> list[Any]:
-    """(y, gradient, gradient in float32) of every size; the float32 y is not looked at."""
+    """Returns (y, gradient, gradient in float32) of every size; the float32 y is left out."""
     def pieces() -> Iterator[np.ndarray]:
         start = 0
         for size in sizes:
