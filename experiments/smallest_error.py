@@ -73,9 +73,7 @@ def smallest(case: Case, seed: int) -> Iterator[tuple[str, str, float]]:
     rng = np.random.default_rng(seed)
     x = cast(case.x(rng), np.float64)
     subject, theta, fixed = layer_subject(case.layer, draw_params(case.layer, x, rng), x)
-    oracles = Oracles(subject, np.asarray(theta))
-    dy = rng.standard_normal(jax.eval_shape(subject.f, theta, fixed).size)
-    point = Point(np.asarray(theta), fixed, dy)
+    oracles, point = Oracles(subject), Point.drawn(subject, theta, fixed, rng)
     evidence = oracles.evidence(point, rng)
     sizes = [np.max(np.abs(evidence.auto[leaf.slice]), initial=0.0) for leaf in subject.leaves]
     for dtype in ALL_DTYPES:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fbackprop import attention, predict, vjp
-from fbackprop.verify.cases.attention import CASES, _Plain
+from fbackprop.verify.cases.attention import CASES, plain
+from fbackprop.verify.cases.case import Right
 from fbackprop.verify.oracles import quick_jit as jit
 from fbackprop.verify.table import verify_case
 
@@ -304,7 +305,7 @@ def test_the_plain_rule_mistakes_are_made_from_is_right():
         y, dx = run(case.layer, x, normal(*jax.eval_shape(case.layer.forward, (), x)[1][2].shape))
         dy = normal(*y.shape)
         dy = (dy, None) if isinstance(x, tuple) else dy
-        _, wanted = jit(lambda x, dy, layer=case.layer: _Plain()(layer, (), x, dy))(x, dy)
+        _, wanted = jit(lambda x, dy, layer=case.layer: plain(Right(layer, (), x, dy)))(x, dy)
         np.testing.assert_allclose(dx, jax.tree.leaves(wanted)[0], rtol=1e-4, atol=1e-5)
 
 

@@ -103,9 +103,9 @@ class Trial:
         self._params = draw_params(case.layer, x, self._rng)
         self.subject, theta, fixed = layer_subject(case.layer, self._params, x)
         self.backward = Backward(case.layer, self._params, x)
-        self._oracles = Oracles(self.subject, np.asarray(theta))
-        size = jax.eval_shape(self.subject.f, theta, fixed).size
-        points = [Point(np.asarray(theta), fixed, self._rng.standard_normal(size))]
+        self._oracles = Oracles(self.subject)
+        points = [Point.drawn(self.subject, theta, fixed, self._rng)]
+        size = points[0].dy.size
         points += [fresh(case, self._params, size, self._rng) for _ in range(POINTS - 1)]
         self._points = points
         self._arguments = [self.backward.arguments(p.theta, p.fixed, p.dy) for p in points]

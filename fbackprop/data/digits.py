@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from .batches import Pair
-from .files import DataError, expect, read, read_checked, unzipped
+from .files import DataError, expect, read
 
 MNIST5K = Path(__file__).with_name("mnist5k.npz")
 MNIST5K_SHA256 = "f814240cf7e0d3cbaacc1a898905819a40ab46fb317a600d2a4b91a5c184c810"
@@ -37,21 +37,23 @@ class LabelError(DataError):
 
 
 def load_mnist5k(path: str | PathLike[str] = MNIST5K) -> Pair:
-    """images uint8 (5000, 28, 28) in grey levels 0..255, labels int32 (5000,): 500 of each class, **sorted by label**.
+    """Returns images uint8 (5000, 28, 28) in grey levels 0..255 and labels int32 (5000,).
 
-    SHA-256 of the file is checked first. `path` is for a copy of the same file. Raises DataError.
+    There are 500 of each class, **sorted by label**. SHA-256 of the file is checked first. `path`
+    is for a copy of the same file. Raises DataError.
     """
     path = Path(path)
     hint = "Install fbackprop again, or make the file with experiments/make_mnist5k.py"
-    with np.load(io.BytesIO(read_checked(path, MNIST5K_SHA256, hint))) as arrays:
+    with np.load(io.BytesIO(read(path, hint, MNIST5K_SHA256))) as arrays:
         return arrays["x"], arrays["y"].astype(np.int32)
 
 
 def split(labels: np.ndarray, test_size: int = 1000, seed: int = 0) -> Pair:
-    """Indices (train, test) of a stratified split: disjoint, together all of 0..N-1, both shuffled, fixed by `seed`.
+    """Returns the indices (train, test) of a stratified split, both shuffled, fixed by `seed`.
 
-    Every class has its share of the test set, to within one: 100 of each for mnist5k. A plain cut would be useless there:
-    the source is sorted by label, so its last 1000 are all the 8s and 9s.
+    They are disjoint and together all of 0..N-1. Every class has its share of the test set, to
+    within one: 100 of each for mnist5k. A plain cut would be useless there: the source is sorted by
+    label, so its last 1000 are all the 8s and 9s.
     Raises ValueError unless 1 <= test_size < N.
     """
     count = len(labels)
@@ -68,10 +70,12 @@ def split(labels: np.ndarray, test_size: int = 1000, seed: int = 0) -> Pair:
 
 
 def load_idx(directory: str | PathLike[str]) -> tuple[Pair, Pair]:
-    """(train, test) of the four IDX files in `directory`, each (images uint8 (N, 28, 28), labels int32 (N,)).
+    """Returns (train, test) of the four IDX files in `directory`.
 
-    Names: {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte, or with a dot (train-images.idx3-ubyte), each
-    also with .gz; of several the plain one is taken. Whether a file is compressed is told by its content. Images are read-only.
+    Each is (images uint8 (N, 28, 28), labels int32 (N,)). Names: {train,t10k}-images-idx3-ubyte and
+    {train,t10k}-labels-idx1-ubyte, or with a dot (train-images.idx3-ubyte), each also with .gz; of
+    several the plain one is taken. Whether a file is compressed is told by its content. Images are
+    read-only.
     Raises DataError (missing, truncated, corrupt, the wrong kind of file, counts that differ, empty), LabelError.
     """
     directory = Path(directory)
@@ -100,9 +104,9 @@ def _find(directory: Path, stem: str, kind: str) -> Path:
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
-    """An IDX file of bytes: 0, 0, 8 (for uint8), ndim, then ndim sizes as big-endian uint32, then the values."""
+    """Reads an IDX file: 0, 0, 8 (for uint8), ndim, that many big-endian uint32, the values."""
     again = "Fetch the file again"
-    raw = unzipped(read(path, again), path, again)
+    raw = read(path, again)
     start = 4 + 4 * ndim
     expect(len(raw) >= start, path, "length", f"a header of {start} bytes", f"{len(raw)} bytes", again)
     magic = bytes([0, 0, 8, ndim])
@@ -115,9 +119,10 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str | PathLike[str]) -> None:
-    """LabelError unless `labels`, of any shape, are integers in 0..classes-1; it names `where`, the first bad index, its value.
+    """Raises LabelError unless `labels`, of any shape, are integers in 0..classes-1.
 
-    Values cannot be checked under jit, so this is done once, when a data set is read.
+    The error names `where`, the first bad index and its value. Values cannot be checked under jit,
+    so this is done once, when a data set is read.
     """
     hint = f"Labels are class numbers, for {classes} classes 0 to {classes - 1}"
     expect(np.issubdtype(labels.dtype, np.integer), where, "labels", "an integer dtype", labels.dtype, hint, LabelError)
@@ -140,9 +145,9 @@ class DataSet:
 
 
 def digits(path: str | PathLike[str] | None = None) -> DataSet:
-    """The digits of the package, 4000 to train and 1000 to test; with `path`, all of MNIST from that directory of IDX files.
+    """Returns the digits of the package, 4000 to train and 1000 to test.
 
-    Raises DataError, LabelError.
+    path: a directory of IDX files, to take all of MNIST from instead. Raises DataError, LabelError.
     """
     if path is not None:
         train, test = load_idx(path)

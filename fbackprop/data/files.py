@@ -20,28 +20,26 @@ class DataError(FileProblem):
 
 def expect(ok: bool, where: Any, what: str, expected: Any, got: Any, hint: str = "",
            error: type[Exception] = DataError) -> None:
-    """Raises `error` with one sentence built from the parts unless `ok`. (fbackprop.checks has one too, and imports jax.)"""
+    """Raises `error` with one sentence built from the parts unless `ok`.
+
+    fbackprop.checks has such a function too, but imports jax.
+    """
     if not ok:
         raise error(f"{where}: {what}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
 
 
-def read(path: Path, hint: str) -> bytes:
+def read(path: Path, hint: str, sha256: str = "") -> bytes:
+    """Returns what is in a file, decompressed if the content, whatever the name, is a gzip's.
+
+    sha256: what the SHA-256 of the file has to be. Raises DataError.
+    """
     try:
-        return path.read_bytes()
+        raw = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: expected a readable file, got {error.strerror or error}. {hint}") from error
-
-
-def read_checked(path: Path, sha256: str, hint: str) -> bytes:
-    """The bytes of a file whose SHA-256 is known."""
-    raw = read(path, hint)
-    got = hashlib.sha256(raw).hexdigest()
-    expect(got == sha256, path, "SHA-256", sha256, f"{got} ({len(raw)} bytes)", hint)
-    return raw
-
-
-def unzipped(raw: bytes, path: Path, hint: str) -> bytes:
-    """`raw` without its gzip, if it has one: the content decides, whatever the name."""
+    if sha256:
+        got = hashlib.sha256(raw).hexdigest()
+        expect(got == sha256, path, "SHA-256", sha256, f"{got} ({len(raw)} bytes)", hint)
     if raw[:2] != b"\x1f\x8b":
         return raw
     try:

@@ -19,16 +19,16 @@ from pathlib import Path
 import numpy as np
 
 from .batches import Pair
-from .files import DataError, expect, read, unzipped
+from .files import DataError, expect, read
 
 MEAN, BIAS, TASTE, NOISE = 3.5, 0.4, 0.6, 0.5  # stars: the mean, then standard deviations of a bias, of u . v, of the noise
 FEWEST = 10  # ratings: one of ten is for the test
 HINT = "Give the path of u.data of MovieLens 100k: user id, item id, rating, timestamp, with tabs between them"
 
-FIELDS = {  # name -> (what it has to look like, in words)
-    "user id": (re.compile(rb"[0-9]{1,9}"), "a whole number from 1"),
-    "item id": (re.compile(rb"[0-9]{1,9}"), "a whole number from 1"),
-    "rating": (re.compile(rb"[0-9](\.[0-9]{1,9})?"), "a number from 1 to 5"),
+FIELDS = {  # name -> (pattern, in words)
+    "user id": (re.compile(rb"(?=0*[1-9])[0-9]{1,9}"), "a whole number from 1"),
+    "item id": (re.compile(rb"(?=0*[1-9])[0-9]{1,9}"), "a whole number from 1"),
+    "rating": (re.compile(rb"[1-4](\.[0-9]{1,9})?|5(\.0{1,9})?"), "a number from 1 to 5"),
     "timestamp": (re.compile(rb"[0-9]{1,18}"), "a whole number of seconds"),
 }
 
@@ -38,7 +38,9 @@ FIELDS = {  # name -> (what it has to look like, in words)
 
 def generate_ratings(users: int = 600, items: int = 400, rank: int = 4, noise: float = NOISE, density: float = 0.4,
                      seed: int = 0) -> Pair:
-    """(pairs, ratings) of `density` of all users x items, no pair twice, in random order: 96,000 by default.
+    """Returns (pairs, ratings) of a share `density` of all users x items: 96,000 by default.
+
+    No pair comes twice; the order is random.
 
         rating = 3.5 + user bias + item bias + u . v + noise e        u, v of `rank` numbers, e normal
 
@@ -65,14 +67,15 @@ def generate_ratings(users: int = 600, items: int = 400, rank: int = 4, noise: f
 
 
 def load_ratings(path: str | PathLike[str]) -> Pair:
-    """(pairs, ratings) of a file like `u.data`, in its order; users and items are numbered from 0 in order of their ids.
+    """Returns (pairs, ratings) of a file like `u.data`, in its order.
 
-    In MovieLens 100k that is id - 1, and there are 943 users, 1682 items, 100,000 ratings. The timestamp is only checked.
+    Users and items are numbered from 0 in order of their ids. In MovieLens 100k that is id - 1, and
+    there are 943 users, 1682 items, 100,000 ratings. The timestamp is only checked.
     Raises DataError naming the first bad line: fields missing or too many, not a number, an id below 1, a rating outside
     1..5, a pair rated twice.
     """
     path = Path(path)
-    lines = unzipped(read(path, HINT), path, HINT).split(b"\n")
+    lines = read(path, HINT).split(b"\n")
     if not lines[-1]:
         lines.pop()  # the end of the last line starts no other
     expect(bool(lines), path, "ratings", "at least one line", "an empty file", HINT)
@@ -96,16 +99,11 @@ def _parsed(line: bytes, where: str) -> tuple[int, int, float]:
     for field, (name, (pattern, expected)) in zip(fields, FIELDS.items(), strict=True):
         if not pattern.fullmatch(field):
             expect(False, where, name, expected, _short(field), HINT)
-    user, item, stars = int(fields[0]), int(fields[1]), float(fields[2])
-    for name, good, field in (("user id", user >= 1, fields[0]), ("item id", item >= 1, fields[1]),
-                              ("rating", 1 <= stars <= 5, fields[2])):
-        if not good:
-            expect(False, where, name, FIELDS[name][1], _short(field), HINT)
-    return user, item, stars
+    return int(fields[0]), int(fields[1]), float(fields[2])
 
 
 def _short(raw: bytes) -> str:
-    """Any bytes in one line of at most some 40 characters."""
+    """Returns any bytes as one line of at most some 40 characters."""
     return repr(raw[:30])[1:] + ("..." if len(raw) > 30 else "")
 
 
@@ -130,9 +128,10 @@ class RatingSet:
 
 
 def ratings(path: str | PathLike[str] | None = None) -> RatingSet:
-    """Generated ratings, whose floor is known, or with `path` those of a file: nine of ten to train, one to test.
+    """Returns ratings, nine of ten to train, one to test: generated ones, whose floor is known.
 
-    The split is random and always the same. Raises DataError.
+    path: a file to take the ratings from instead. The split is random and always the same. Raises
+    DataError.
     """
     if path is None:
         name, noise, (pairs, stars) = "generated ratings", NOISE, generate_ratings(noise=NOISE)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .batches import Pair, seed_and_step
-from .files import expect, read, read_checked, unzipped
+from .files import expect, read
 
 PLAYS = Path(__file__).with_name("plays.txt.gz")
 PLAYS_SHA256 = "d8c60b7a944959e1c924b732b01837204d1404a0876cc925bdfcc32f63ad5d6e"
@@ -26,12 +26,12 @@ SHORTEST = 20  # bytes: two of them are for validation, one to read and one to p
 
 
 def load_plays(path: str | PathLike[str] = PLAYS) -> np.ndarray:
-    """The text of the package, uint8 (1008068,): eight plays, all ASCII. Read-only.
+    """Returns the text of the package, uint8 (1008068,): eight plays, all ASCII. Read-only.
 
     SHA-256 of the file is checked first. `path` is for a copy of the same file. Raises DataError.
     """
     path, hint = Path(path), "Install fbackprop again, or make the file with experiments/make_plays.py"
-    return np.frombuffer(unzipped(read_checked(path, PLAYS_SHA256, hint), path, hint), np.uint8)
+    return np.frombuffer(read(path, hint, PLAYS_SHA256), np.uint8)
 
 
 # ---- a text as ids
@@ -51,7 +51,10 @@ class TextSet:
     vocabulary: np.ndarray
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Ids (N,) of a text, a str as UTF-8. Raises ValueError for the first byte outside the alphabet."""
+        """Returns the ids (N,) of a text, a str as UTF-8.
+
+        Raises ValueError for the first byte outside the alphabet.
+        """
         raw = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8)
         strange = np.flatnonzero(~np.isin(raw, self.vocabulary))
         if len(strange):
@@ -60,21 +63,25 @@ class TextSet:
         return np.searchsorted(self.vocabulary, raw).astype(np.int32)
 
     def decode(self, ids: np.ndarray) -> bytes:
-        """The bytes of ids of any length; for a str, `.decode(errors="replace")`. Raises ValueError for ids not in 0..V-1."""
+        """Returns the bytes of ids; for a str, `.decode(errors="replace")`.
+
+        Raises ValueError for ids not in 0..V-1.
+        """
         return self.vocabulary[_checked(ids, len(self.vocabulary), "decode")].tobytes()
 
 
 def text(path: str | PathLike[str] | None = None) -> TextSet:
-    """The plays of the package, or with `path` any file of at least 20 bytes: the first 90 % to train, the rest to validate.
+    """Returns the plays of the package: the first 90 % to train, the rest to validate.
 
-    The cut is one cut, because windows of a text that is dealt out piece by piece would be half known already. What is
+    path: any file of at least 20 bytes, to take the text from instead. The cut is one cut, because
+    windows of a text that is dealt out piece by piece would be half known already. What is
     compressed by gzip is decompressed. Raises DataError.
     """
     if path is None:
         name, raw = "plays", load_plays()
     else:
         path, hint = Path(path), "Give the path of a text"
-        name, raw = f"text from {path}", np.frombuffer(unzipped(read(path, hint), path, hint), np.uint8)
+        name, raw = f"text from {path}", np.frombuffer(read(path, hint), np.uint8)
         expect(len(raw) >= SHORTEST, path, "length", f"at least {SHORTEST} bytes", f"{len(raw)} bytes", hint)
     vocabulary, ids = np.unique(raw, return_inverse=True)
     cut = len(raw) * 9 // 10
@@ -82,7 +89,7 @@ def text(path: str | PathLike[str] | None = None) -> TextSet:
 
 
 def _checked(ids: np.ndarray, V: int | None, where: str) -> np.ndarray:
-    """ValueError unless `ids` are integers, (N,), and if V is given, in 0..V-1."""
+    """Raises ValueError unless `ids` are integers, (N,), and if V is given, in 0..V-1."""
     ids = np.asarray(ids)
     expect(np.issubdtype(ids.dtype, np.integer), where, "ids", "an integer dtype", ids.dtype, error=ValueError)
     expect(ids.ndim == 1, where, "ids", "one axis, (N,)", f"shape {ids.shape}", error=ValueError)
@@ -127,7 +134,7 @@ class Windows:
 
 
 def windows(ids: np.ndarray, length: int, batch_size: int) -> Windows:
-    """Random windows of `length` T of `ids` (N,), `batch_size` B at a time.
+    """Returns random windows of `length` T of `ids` (N,), `batch_size` B at a time.
 
     Raises ValueError unless 1 <= T < N, 1 <= B and B T <= N, one step's worth.
     """
@@ -141,9 +148,10 @@ def windows(ids: np.ndarray, length: int, batch_size: int) -> Windows:
 
 
 def held_out_windows(ids: np.ndarray, length: int) -> Pair:
-    """(x, target), each (M, T): `ids` (N,) cut one window after another, so that every byte is predicted at most once.
+    """Returns (x, target), each (M, T): `ids` (N,) cut one window after another.
 
-    M = (N - 1) // T; what is left over at the end is dropped. Raises ValueError unless 1 <= T < N.
+    So every byte is predicted at most once. M = (N - 1) // T; what is left over at the end is
+    dropped. Raises ValueError unless 1 <= T < N.
     """
     ids, length = _cuttable(ids, length, "held_out_windows")
     used = (len(ids) - 1) // length * length
@@ -154,7 +162,7 @@ def held_out_windows(ids: np.ndarray, length: int) -> Pair:
 
 
 def bigram_loss(train_ids: np.ndarray, test_ids: np.ndarray, V: int, smoothing: float = 1.0) -> float:
-    """Mean negative log-likelihood of `test_ids[1:]`, in nats: the baseline that a language model has to beat.
+    """Returns the mean negative log-likelihood of `test_ids[1:]`, in nats: a baseline.
 
         p(b | a) = (count of a b in train_ids + s) / (count of a + s V)
 

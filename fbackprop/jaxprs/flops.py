@@ -26,18 +26,17 @@ REDUCTIONS = ("reduce_", "argmax", "argmin", "cum", "scatter", "sort")
 
 
 def count_flops(fn: Callable, *args: Any) -> int:
-    """Of `fn(*args)`; the arguments may be ShapeDtypeStructs, None among the results counts nothing."""
-    closed = jax.make_jaxpr(fn)(*args)
-    return flops_of(closed.jaxpr)
+    """Counts the FLOPs of `fn(*args)`; the arguments may be ShapeDtypeStructs."""
+    return flops_of(jax.make_jaxpr(fn)(*args).jaxpr)
 
 
 def flops_of(jaxpr: Any) -> int:
-    """Of a jaxpr."""
+    """Counts the FLOPs of a jaxpr."""
     return _total(jaxpr, _flops)
 
 
 def traffic_of(jaxpr: Any) -> int:
-    """Bytes that the products of a jaxpr read and write and that its loops copy in and out: what small tiles pay for."""
+    """Counts the bytes that products read and write and loops copy: the cost of small tiles."""
     return _total(jaxpr, _traffic)
 
 
@@ -78,7 +77,7 @@ def _traffic(eqn: Any) -> int:
         return 0
     block, starts = (eqn.outvars[0], eqn.invars[1:]) if name == "dynamic_slice" else (eqn.invars[1], eqn.invars[2:])
     whole = block.aval.size == eqn.invars[0].aval.size
-    # where it starts is known, whoever reads the block reads it in place; in a loop it is copied
+    # a consumer reads a slice at a constant offset in place; a slice at a loop's offset is copied
     return 0 if whole or all(isinstance(start, Literal) for start in starts) else _bytes(block)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,8 +14,11 @@ from .reading import Reading, turn
 
 
 class Origin(NamedTuple):
-    """side: "batch", "params", "residual" (the forward: y or what is kept), "dy", "dx" or "dparams"; path: of the layer, "loss"
-    for the loss, or of the leaf in params or in the batch."""
+    """The side of a layer that made a number, or the tree that holds it.
+
+    side: "batch", "params", "residual" (the forward: y or what is kept), "dy", "dx" or "dparams".
+    path: of the layer, "loss" for the loss, or of the leaf in params or in the batch.
+    """
 
     path: str
     side: str
@@ -27,31 +30,32 @@ class Origin(NamedTuple):
 
 
 def first_bad(readings: Mapping[str, Reading], params: Tree = None, batch: Any = None, value: Any = None) -> Origin | None:
-    """Where it began, in order of execution, or None when all is finite: batch, params, forward, loss, backward.
+    """Returns where the first number that is not finite was made, or None when all is finite.
 
-    What is not given is not looked at. "dy" of the loss: it hands a bad cotangent to a net whose forward was finite; "dy" of a
-    layer: a sum of cotangents on the way to it overflowed. Of a layer whose dx and dparams are both bad, dx is named.
+    Looks in order of execution: batch, params, forward, loss, backward; leaves out what is None.
+    "dy" of the loss: it hands a bad cotangent to a net whose forward was finite; "dy" of a layer: a
+    sum of cotangents on the way to it overflowed. Of a layer whose dx and dparams are both bad, dx
+    is named.
     """
+    return next(_bad(readings, params, batch, value), None)
+
+
+def _bad(readings: Mapping[str, Reading], params: Tree, batch: Any, value: Any) -> Iterator[Origin]:
     for side, tree in (("batch", batch), ("params", params)):
         for path, leaf in paths(tree).items():
             if is_floating(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
-                return Origin(path, side)
+                yield Origin(path, side)
     order = sorted(readings, key=turn)
     for path in order:
         if readings[path].nonfinite_residuals or readings[path].y.nonfinite:
-            return Origin(path, "residual")
+            yield Origin(path, "residual")
     if value is not None and not np.isfinite(value):
-        return Origin("loss", "residual")
-    return _in_backward(readings, order)
-
-
-def _in_backward(readings: Mapping[str, Reading], order: list[str]) -> Origin | None:
+        yield Origin("loss", "residual")
     for path in reversed(order):
         seen = readings[path]
         if seen.dy.nonfinite:
-            return Origin("loss" if path == order[-1] else path, "dy")
+            yield Origin("loss" if path == order[-1] else path, "dy")
         if seen.nonfinite_dx:
-            return Origin(path, "dx")
+            yield Origin(path, "dx")
         if seen.dparams.nonfinite:
-            return Origin(path, "dparams")
-    return None
+            yield Origin(path, "dparams")

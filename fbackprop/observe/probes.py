@@ -23,7 +23,7 @@ KIND = "statistics"
 
 
 def watch(net: Layer) -> Layer:
-    """`net` with a probe at every layer without parts; values and gradients stay, and so do all paths.
+    """Returns `net` with a probe at every layer without parts. Values, gradients and paths stay.
 
     A probe's State holds sums, its Next those of this pass: `readings(grads)`. `graft(params, watch(net).init(key, x))`
     carries params over; `probe` does it all. Raises ValueError for a net that is watched already.
@@ -40,9 +40,10 @@ def watch(net: Layer) -> Layer:
 
 
 def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Array, dict[str, Reading], Tree]]:
-    """`measure(params, batch, seed=1.0) -> (value, readings, grads)`: `value_and_grad` and, by layer path, what it saw inside.
+    """Returns `measure(params, batch, seed=1.0) -> (value, readings, grads)`.
 
-    Compiled once. State moves in `grads` as ever; `params` are those of `net`, and nothing changes them.
+    The same as `value_and_grad`, with a Reading by layer path. Compiled once. `params` are those of
+    `net` and stay; State moves in `grads` as ever.
     """
     watched = watch(net)
 
@@ -69,12 +70,15 @@ def _unwatched(layer: Layer) -> Layer:
 
 
 def _output_of(layer: Layer) -> Callable[[Any], Any]:
-    """Of a cell's (carry, y_t) the second: its carry comes back to it, so a cotangent it spoils would look like a given one."""
+    """Returns what selects y: of a cell's (carry, y_t) the second.
+
+    The carry comes back to the cell, so that a cotangent which the cell spoils would look given.
+    """
     return (lambda y: y[1]) if layer.cell is not None else lambda y: y
 
 
 def _note(layer: Layer, y: Any) -> jax.Array:
-    """(5 + 3,): the columns of y, then its SHARES."""
+    """Returns (5 + 3,): the columns of y, then its SHARES."""
     y = _output_of(layer)(y)
     kind, shares = layer.kind, [jnp.zeros(())] * SHARES
     if isinstance(y, jax.Array) and is_floating(y) and y.ndim > 1 and y.shape[-1] > 1:
@@ -104,7 +108,7 @@ def _nonfinite(tree: Tree) -> jax.Array:
 
 
 def _sums(tree: Tree) -> jax.Array:
-    """(5,): COLUMNS of all floating leaves together."""
+    """Returns (5,): COLUMNS of all floating leaves together."""
     rows = [jnp.zeros(len(COLUMNS))]
     for leaf in _floats(tree):
         finite = jnp.isfinite(leaf)
@@ -117,7 +121,7 @@ def _sums(tree: Tree) -> jax.Array:
 
 
 def _combined(rows: jax.Array) -> jax.Array:
-    """(n, 5) -> (5,)."""
+    """Returns (5,): the columns of all rows (n, 5) together."""
     size, squares, largest, zeros, bad = rows.T
     top = jnp.max(largest)
     squares = squares * jnp.square(largest / jnp.where(top > 0, top, 1))
@@ -125,7 +129,7 @@ def _combined(rows: jax.Array) -> jax.Array:
 
 
 def _marked(params: Tree, place: int) -> Tree:
-    """Records that the combinator of this depth has put a leading axis on are told where their path divides into blocks."""
+    """Marks the Records that the combinator at this place of the path has put a leading axis on."""
     is_record = lambda n: isinstance(n, Record) and n.kind == KIND
 
     def mark(node: Any) -> Any:

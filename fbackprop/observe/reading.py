@@ -6,8 +6,7 @@ Where a layer runs n times in a `repeat`, there is one Reading for each: `2/0[3]
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -25,7 +24,7 @@ SHARES = 3  # of units or outputs: alike, dead, saturated
 SATURATED = {"sigmoid": (0.01, 0.99), "tanh": (-0.98, 0.98), "rnn_cell": (-0.98, 0.98)}
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["norm", "rms", "max", "zeros", "nonfinite", "size"], meta_fields=[])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Norms:
     """Of the floating numbers of a tree. norm, rms and max are of those that are finite; `zeros` is a share, 0 to 1."""
@@ -38,13 +37,12 @@ class Norms:
     size: Any  # how many in all
 
 
-@partial(jax.tree_util.register_dataclass, meta_fields=["layer"],
-         data_fields=["y", "dy", "dparams", "nonfinite_residuals", "nonfinite_dx", "alike", "dead", "saturated"])
+@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Reading:
     """What a probe saw of one layer in one pass; of a `recurrent` cell, all steps together, its carry left out."""
 
-    layer: str  # its name
+    layer: str = field(metadata={"static": True})  # its name
     y: Norms
     dy: Norms
     dparams: Norms
@@ -56,9 +54,10 @@ class Reading:
 
 
 def readings(tree: Tree) -> dict[str, Reading]:
-    """A Reading by layer path, in the order the layers run, from params or grads of a watched net: Python numbers outside jit.
+    """Returns a Reading by layer path from params or grads of a watched net.
 
-    Inside, scalars; a dict that jit hands out is in alphabetical order. Raises nothing: a tree without probes gives {}.
+    The layers are in the order they run, but a dict that jit hands out is in alphabetical order.
+    The numbers are Python's outside jit, scalars inside. A tree without probes gives {}.
     """
     found = records(tree, "statistics")
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(found))
@@ -66,13 +65,13 @@ def readings(tree: Tree) -> dict[str, Reading]:
 
 
 def turn(path: str) -> list[tuple[int, str, int]]:
-    """Sorts layer paths, blocks included, into the order they run in; names come after numbers."""
+    """Returns the sort key of a layer path, in the order layers run; names come after numbers."""
     parts = [re.fullmatch(r"(\d*)(.*?)(?:\[(\d+).*\])?", part) for part in path.split("/") if part]
     return [(int(m[1]) if m[1] else 1 << 30, m[2], int(m[3] or 0)) for m in parts if m]
 
 
 def of_records(found: dict[str, Record]) -> dict[str, Reading]:
-    """The same from Records by path, their values NumPy arrays or tracers."""
+    """Returns the same from Records by path, their values NumPy arrays or tracers."""
     each: dict[str, Reading] = {}
     for path, record in found.items():
         sums, counts = record.value["sums"], record.value["counts"]
@@ -82,7 +81,7 @@ def of_records(found: dict[str, Record]) -> dict[str, Reading]:
 
 
 def _in_block(path: str, axes: tuple[int, ...], block: tuple[int, ...]) -> str:
-    """An axis nobody has marked (of a vmap) counts as one of the layer itself."""
+    """Puts the block into the path. An axis that is not marked (of a vmap) is the layer's own."""
     parts = path.split("/")
     for place, k in zip((*axes, *(-1 for _ in block[len(axes):])), block):
         parts[place] += f"[{k}]"

@@ -49,7 +49,10 @@ Read = Callable[[Tree, Any, Any, Tree, Any], Tree]  # (note, residuals, dy, dpar
 
 
 def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lambda y: ()) -> Layer:
-    """`layer` with a Record beside its params: `start` in the State, what `read` returns in the Next. Paths stay."""
+    """Returns `layer` with a Record beside its params.
+
+    The State holds `start`, the Next what `read` returns. Paths stay.
+    """
 
     def init(key: jax.Array, x: Any) -> Tree:
         return Wrapped(layer.init(key, x), State(Record(start, kind, core(layer).name, core(layer).kind)))
@@ -71,13 +74,13 @@ def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lam
 
 
 def records(tree: Tree, kind: str) -> dict[str, Record]:
-    """The Records of a kind in params or grads, by layer path."""
+    """Returns the Records of a kind in params or grads, by layer path."""
     found = named_leaves(tree, is_leaf=lambda n: isinstance(n, Record))
     return {path: node for path, node in found if isinstance(node, Record) and node.kind == kind}
 
 
 def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Tree:
-    """`params` of a net without Records as those of `net`, which has them: each as at the start."""
+    """Adds the Records of `net`, as at the start, to `params` of the same net without Records."""
     keys = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)]
     key = jax.random.key(0, impl=jax.random.key_impl(keys[0]) if keys else None)  # of the kind that State holds
     spec = jax.eval_shape(objective(net, loss).init, key, batch)
@@ -86,7 +89,7 @@ def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> 
 
 
 def activation_gradients(net: Layer, loss: Layer | None = None, where: str = "*") -> Callable[[Tree, Any], dict[str, Any]]:
-    """`(params, batch) -> {layer path: dy}`: the gradient of the value with respect to each layer's output, jitted.
+    """Returns `(params, batch) -> {layer path: dy}`, jitted: the gradient of each layer's output.
 
     `where` is a glob of layer paths, combinators included: `2` that layer, `*` all. dy has the structure and shapes of the
     layer's output, None for integers; inside `repeat` a leading axis of n, for the cell of a `recurrent` one of T.

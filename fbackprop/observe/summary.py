@@ -18,10 +18,11 @@ from .taps import tap
 
 @dataclass
 class Row:
-    """One layer: what it makes of a batch, how many numbers it trains, what its backward keeps and the bytes that takes.
+    """One layer: its output for a batch, its parameters, its residuals and their bytes.
 
-    An array or a weight that an earlier layer has counts once, there. A layer that runs several times (`repeat`, `recurrent`)
-    has one row for all of them. What a `checkpoint` makes again counts as nothing kept, its own x stands in the first row.
+    An array or a weight that an earlier layer has counts once, there. A layer that runs several
+    times (`repeat`, `recurrent`) has one row for all of them. What a `checkpoint` recomputes counts
+    as nothing kept, its own x stands in the first row.
     """
 
     path: str
@@ -33,9 +34,9 @@ class Row:
 
 
 def summarize(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> list[Row]:
-    """A Row per layer without parts, in the order they run, the loss last. Nothing is computed: only shapes are traced.
+    """Returns a Row per layer without parts, in the order they run, the loss last.
 
-    Raises what the layers raise on a wrong batch or wrong params.
+    Traces shapes and computes nothing. Raises what the layers raise on wrong inputs.
     """
     seen = _Seen()
     jax.eval_shape(tap(objective(net, loss), seen.see).forward, params, batch)
@@ -74,7 +75,7 @@ class _Seen:
         self.wholes.append(set())
 
     def _see_whole(self, path: str, layer: Layer, params: Tree, residuals: Any) -> None:
-        """What a combinator does with what its parts keep: hands it on, keeps something else instead, or runs many times."""
+        """Corrects the rows of the parts of a combinator that keeps other things or is a loop."""
         leaves = jax.tree.leaves(residuals)
         inside = lambda row: row.path == path or row.path.startswith(f"{path}/" if path else "")
         below = [i for i, row in enumerate(self.rows) if inside(row) and (path, layer) not in self.wholes[i]]

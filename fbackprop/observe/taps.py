@@ -15,9 +15,10 @@ See = Callable[[str, Layer, Tree, Any, Any, Any], object]
 
 
 def tap(net: Layer, see: See) -> Layer:
-    """`net` that calls `see(path, layer, params, x, y, residuals)` after each layer's forward, parts before the whole.
+    """Returns a `net` that calls `see(path, layer, params, x, y, residuals)` after each forward.
 
-    `see` runs in Python: on arrays when nothing is jitted, on tracers under jit or eval_shape. The results are untouched.
+    The parts of a layer come before the whole. `see` runs in Python: on arrays when nothing is
+    jitted, on tracers under jit or eval_shape. The results are untouched.
     A wrapper around a layer (checkpoint, a cast) is seen too, after the layer, at the layer's path. A layer that never runs
     as a whole, a recurrent one that is taken in segments, is not seen.
     """

@@ -35,22 +35,23 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
         x = cast(draw(x, rng), np.float64)
         params = draw_params(layer, x, rng) if params is None else cast(params, np.float64)
         subject, theta, fixed = layer_subject(layer, params, x)
-        report = check_subject(subject, np.asarray(theta), fixed, rng, dtypes)
+        report = check_subject(subject, theta, fixed, rng, dtypes)
         if hints and report.verdict == "WRONG":
-            nearest = nearest_bug(layer, params, x, rng)
-            named = lambda f: replace(f, hint=nearest.get(f.leaf, f.hint)) if f.verdict == "WRONG" else f
-            report = Report(tuple(map(named, report.findings)))
+            report = report.with_hints(nearest_bug(layer, params, x, rng))
     return report
 
 
 def check_loss(loss: Layer, y: Any, target: Any, **options: Any) -> Report:
-    """`check_layer` of a loss at (y, target): arrays or specs."""
+    """Judges a loss as `check_layer` at (y, target): arrays or specs."""
     return check_layer(loss, (y, target), (), **options)
 
 
 def check_network(net: Layer, loss: Layer | None, params: Tree, batch: Any, *, seed: int = 0,
                   dtypes: Sequence[str] = DTYPES) -> Report:
-    """Judges the whole reverse chain on a batch; where it is WRONG, every layer alone at its own input, to name the culprit."""
+    """Judges the whole reverse chain on a batch.
+
+    Where it is WRONG, judges every layer by itself at its own input, to name the culprit.
+    """
     report = check_layer(objective(net, loss), batch, params, seed=seed, dtypes=dtypes, hints=False)
     if report.verdict != "WRONG":
         return report
@@ -78,22 +79,23 @@ def check_gradient(fn: Callable, gradient_fn: Callable | None, *args: Any, argnu
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         subject, theta, fixed = function_subject(fn, gradient_fn, tuple(cast(arg, np.float64) for arg in args), argnums)
-        return check_subject(subject, np.asarray(theta), fixed, rng, ("float64",))
+        return check_subject(subject, theta, fixed, rng, ("float64",))
 
 
 def assert_rule(subject: Layer | Callable, *args: Any, **options: Any) -> None:
-    """For tests: AssertionError with the report unless nothing is WRONG. A Layer as `check_layer`, else as `check_gradient`."""
-    report = check_layer(subject, *args, **options) if isinstance(subject, Layer) else check_gradient(subject, *args, **options)
+    """Raises AssertionError with the report if anything is WRONG, for tests.
+
+    Judges a Layer as `check_layer`, anything else as `check_gradient`.
+    """
+    check: Callable[..., Report] = check_layer if isinstance(subject, Layer) else check_gradient
+    report = check(subject, *args, **options)
     assert report.verdict != "WRONG", f"\n{report}"
 
 
 def check_subject(subject: Subject, theta: Any, fixed: Any, rng: np.random.Generator, dtypes: Sequence[str]) -> Report:
     """Judges one Subject at one point with a random cotangent. Inside `jax.enable_x64(True)`."""
-    oracles = Oracles(subject, theta)
     try:
-        size = jax.eval_shape(subject.f, theta, fixed).size
-        point = Point(theta, fixed, rng.standard_normal(size))
-        return check_point(oracles, point, rng, dtypes)
+        return check_point(Oracles(subject), Point.drawn(subject, theta, fixed, rng), rng, dtypes)
     except WrongStructure as error:
         return Report((Finding("WRONG", subject.name, "", "structure", "", hint=str(error)),))
 
@@ -117,7 +119,7 @@ def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes
 
 
 def draw(x: Any, rng: np.random.Generator, always: bool = False) -> Any:
-    """Normal numbers for floating specs, zeros for integer ones; arrays as they are, unless `always`."""
+    """Draws normal numbers for floating specs, zeros for integers; keeps arrays unless `always`."""
     def one(leaf: Any) -> Any:
         if not (always or isinstance(leaf, jax.ShapeDtypeStruct)):
             return leaf
@@ -127,7 +129,7 @@ def draw(x: Any, rng: np.random.Generator, always: bool = False) -> Any:
 
 
 def draw_params(layer: Layer, x: Any, rng: np.random.Generator) -> Tree:
-    """The layer's own params with normal numbers in every trainable floating leaf."""
+    """Draws the layer's own params, with normal numbers in every trainable floating leaf."""
     key, spec = jax.random.key(0), jax.tree.map(lambda a: jax.ShapeDtypeStruct(np.shape(a), a.dtype), x)
     params = jax.eval_shape(layer.init, key, spec)
     if any(is_carried(node) for node in jax.tree.leaves(params, is_leaf=is_carried)):
@@ -137,7 +139,7 @@ def draw_params(layer: Layer, x: Any, rng: np.random.Generator) -> Tree:
 
 
 def recorded(net: Layer, params: Tree, x: Any) -> list[tuple[str, Layer, Tree, Any]]:
-    """(path, layer, params, input) of every layer in one forward run, parts before the whole."""
+    """Returns (path, layer, params, input) of every layer in a forward, parts before the whole."""
     found: list[tuple[str, Layer, Tree, Any]] = []
     tap(net, lambda path, layer, params, x, *_: found.append((path, layer, params, x))).forward(params, x)
     return found

@@ -25,6 +25,7 @@ TAYLOR_STEPS = 4.0 ** -np.arange(3, 14)  # 1.6e-2 to 1.5e-8: below the distance 
 KINK_STEPS = 10.0 ** -np.arange(6, 1, -1)  # 1e-6 to 1e-2
 EPS = float(np.finfo(np.float64).eps)
 ROWS = 12  # of a call of jax's gradient
+COORDINATES = 64  # that differences are taken for, at most, unless there are more leaves
 
 Array = Any
 
@@ -37,8 +38,18 @@ class Point:
     fixed: Any
     dy: Array
 
+    @classmethod
+    def drawn(cls, subject: Subject, theta: Array, fixed: Any, rng: np.random.Generator) -> Point:
+        """Returns the point theta with a random cotangent."""
+        size = jax.eval_shape(subject.f, theta, fixed).size
+        return cls(np.asarray(theta), fixed, rng.standard_normal(size))
+
     def astype(self, dtype: Any) -> Point:
         return Point(self.theta.astype(dtype), cast(self.fixed, dtype), self.dy.astype(dtype))
+
+
+# A point around theta: element `index` moved by `by`, leaf `leaf` by `along` times its stretch of v
+MOVE = np.dtype([("index", np.int32), ("by", float), ("leaf", np.int32), ("along", float)])
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ if jax.__version_info__ < (0, 11):  # later XLA has no others
 
 
 def quick_jit(fn: Callable, **options: Any) -> Callable:
-    """`jax.jit` for a program that runs a few times: on a CPU compiled in half the time, into slower code."""
+    """Returns `jax.jit` of a program that runs a few times: on a CPU compiled in half the time."""
     return jax.jit(fn, compiler_options=QUICK if jax.default_backend() == "cpu" else None, **options)
 
 
@@ -76,7 +87,7 @@ def _wide(a: Array) -> Array:
 
 
 def _moved(vector: Array, rng: np.random.Generator) -> Array:
-    """The vector, and three copies with every element one unit in the last place up or down."""
+    """Returns the vector and three copies, every element one unit in the last place up or down."""
     signs = rng.integers(0, 2, (3, vector.size)).astype(bool)
     narrow = vector.dtype.itemsize < 4  # there jax.grad's own error is the measure, not noise
     moved = np.tile(vector, (3, 1)) if narrow else np.nextafter(vector, np.where(signs, np.inf, -np.inf).astype(vector.dtype))
@@ -86,25 +97,24 @@ def _moved(vector: Array, rng: np.random.Generator) -> Array:
 class Oracles:
     """The compiled oracles of one Subject: made once, asked at many points of the same shape."""
 
-    def __init__(self, subject: Subject, theta: Array, max_coordinates: int = 64) -> None:
-        self.subject = subject
-        self.leaf_of = np.zeros(theta.size, np.int32)
-        for number, leaf in enumerate(subject.leaves):
-            self.leaf_of[leaf.slice] = number
-        self.per_leaf = max(1, max_coordinates // max(1, len(subject.leaves)))
-        probes = sum(min(leaf.stop - leaf.start, self.per_leaf) for leaf in subject.leaves)
-        self.length = max(1 + 4 * probes + len(subject.leaves) * len(TAYLOR_STEPS), 1 + 2 * len(KINK_STEPS))
+    def __init__(self, subject: Subject) -> None:
+        self.subject, count = subject, len(subject.leaves)
+        sizes = [leaf.stop - leaf.start for leaf in subject.leaves]
+        self.leaf_of = np.repeat(np.arange(count, dtype=np.int32), sizes)
+        self.per_leaf = max(1, COORDINATES // max(1, count))
+        probes = sum(min(size, self.per_leaf) for size in sizes)
+        self.length = 1 + max(4 * probes + count * len(TAYLOR_STEPS), 2 * len(KINK_STEPS))
         self._rule = jax.jit(subject.rule)
         self._auto = quick_jit(self._auto_and_values)
         self._values = quick_jit(self._values_at)
         self._tangents = quick_jit(self._jvp_by_leaf)
 
     def rule(self, point: Point) -> Array:
-        """The gradient by the rule under test. Raises WrongStructure."""
+        """Returns the gradient by the rule under test. Raises WrongStructure."""
         return np.asarray(self._rule(point.theta, point.fixed, point.dy))
 
     def auto(self, point: Point, rng: np.random.Generator) -> tuple[Array | None, Array, float]:
-        """`(gradient by jax, its noise per leaf, noise of the value)` in the dtype of the point."""
+        """Returns `(gradient by jax, its noise per leaf, noise of the value)` in its dtype."""
         grads, values = self._grads(_moved(point.theta, rng), point.fixed, _moved(point.dy, rng))
         value_noise = float(np.max(np.abs(values[1:] - values[0])))
         if grads is None:
@@ -112,18 +122,18 @@ class Oracles:
         return grads[0], self._largest(_wide(grads[1:]) - _wide(grads[0])), value_noise
 
     def _grads(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
-        """jax's gradient and the value for every row of thetas and dys."""
+        """Returns jax's gradient and the value for every row of thetas and dys."""
         rows = ((0, ROWS - len(thetas)), (0, 0))  # one length: one compile for each dtype
         grads, values = self._auto(np.pad(thetas, rows), fixed, np.pad(dys, rows))
         return None if grads is None else np.asarray(grads)[: len(thetas)], np.asarray(values, np.float64)[: len(thetas)]
 
     def _largest(self, rows: Array) -> Array:
-        """Per leaf, the largest size of an element in any row; 0 where that is not finite."""
+        """Returns the largest size of an element per leaf, in any row; 0 if that is not finite."""
         largest = np.array([np.max(np.abs(rows[:, leaf.slice]), initial=0.0) for leaf in self.subject.leaves])
         return np.where(np.isfinite(largest), largest, 0.0)
 
     def evidence(self, point: Point, rng: np.random.Generator) -> Evidence:
-        """Everything the float64 oracles say at a float64 point."""
+        """Returns everything that the float64 oracles say at a float64 point."""
         theta, leaves = point.theta, self.subject.leaves
         auto, noise, value_noise = self.auto(point, rng)
         single = None
@@ -135,11 +145,12 @@ class Oracles:
         coordinates = np.sort(np.concatenate(picked)) if picked else np.zeros(0, int)
         steps = STEP * np.maximum(1.0, np.abs(theta[coordinates]))
         k, rows = len(coordinates), len(leaves) * len(TAYLOR_STEPS)
-        moves = Moves.none(1 + 4 * k + rows)
-        moves.index[1 : 1 + 4 * k] = np.tile(coordinates, 4)
-        moves.by[1 : 1 + 4 * k] = np.concatenate([steps, -steps, 2 * steps, -2 * steps])
-        moves.leaf[1 + 4 * k :] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
-        moves.along[1 + 4 * k :] = np.tile(TAYLOR_STEPS, len(leaves))
+        moves = np.zeros(1 + 4 * k + rows, MOVE)
+        _, elements, stretches = np.split(moves, [1, 1 + 4 * k])
+        elements["index"] = np.tile(coordinates, 4)
+        elements["by"] = np.concatenate([steps, -steps, 2 * steps, -2 * steps])
+        stretches["leaf"] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
+        stretches["along"] = np.tile(TAYLOR_STEPS, len(leaves))
         values, terms = self.values(point, v, moves)
         plus, minus, plus2, minus2, increments = np.split(values[1:], [k, 2 * k, 3 * k, 4 * k])
         differences, wider = (plus - minus) / (2 * steps), (plus2 - minus2) / (4 * steps)
@@ -151,7 +162,7 @@ class Oracles:
             (increments - values[0]).reshape(len(leaves), len(TAYLOR_STEPS)))
 
     def _single(self, point: Point, rng: np.random.Generator) -> tuple[tuple[Array, Array], Array]:
-        """The oracle in float32 with its noise, and what its own error there, against float64, comes to in float64.
+        """Returns the float32 oracle with its noise, and its error there, scaled to float64.
 
         Moving the inputs cannot show a cancellation that moves with them (a saturated softmax); the oracle's own error does.
         """
@@ -161,21 +172,24 @@ class Oracles:
         return (auto, np.maximum(noise, own)), own * EPS / float(np.finfo(np.float32).eps)
 
     def own_error(self, narrow: Point, rng: np.random.Generator) -> Array:
-        """Per leaf, jax's largest error at a narrow point over a dozen cotangents of this size: one may be small by chance."""
+        """Returns jax's largest error per leaf over a dozen cotangents: one can be lucky."""
         dys = (narrow.dy * rng.uniform(0.5, 1.5, (12, narrow.dy.size))).astype(narrow.dy.dtype)
         thetas, fixed = np.tile(narrow.theta, (12, 1)), narrow.astype(np.float64).fixed
         truth = self._grads(_wide(thetas), fixed, _wide(dys))[0]
         return self._largest(_wide(self._grads(thetas, narrow.fixed, dys)[0]) - truth)
 
-    def values(self, point: Point, v: Array, moves: Moves) -> tuple[Array, float]:
-        """The value sum(dy y) at every move, and the sum of |dy y| where nothing moved."""
-        count = len(moves.by)
-        padded = (np.pad(field, (0, self.length - count)) for field in (moves.index, moves.by, moves.leaf, moves.along))
-        values, terms = self._values(point.theta, point.fixed, point.dy, v, tuple(padded))  # one length: one compile
-        return np.asarray(values)[:count], float(terms)
+    def values(self, point: Point, v: Array, moves: Array) -> tuple[Array, float]:
+        """Returns the value sum(dy y) at every MOVE, and the sum of |dy y| where nothing moved."""
+        padded = np.zeros(self.length, MOVE)  # one length: one compile
+        padded[: len(moves)] = moves
+        fields = {name: padded[name] for name in ("index", "by", "leaf", "along")}
+        values, terms = self._values(point.theta, point.fixed, point.dy, v, fields)
+        return np.asarray(values)[: len(moves)], float(terms)
 
     def bends(self, evidence: Evidence, got: float, element: int | None = None, leaf: int | None = None) -> bool:
-        """True when the one-sided slopes along an element, or along v in a leaf, differ and `got` lies between them.
+        """Returns whether the one-sided slopes differ and `got` lies between them.
+
+        They are taken along an element, or along v in a leaf.
 
         The slopes of a smooth function approach each other as fast as the step shrinks; across a kink they do not.
         """
@@ -185,7 +199,9 @@ class Oracles:
         return bool(bent and low - slack <= got <= high + slack)
 
     def shared(self, evidence: Evidence, rule: Array, elements: Array, leaf: int) -> bool:
-        """True when the elements moved together do not bend and the rule's slope there is another: a tie not shared out.
+        """Returns whether a tie is not shared out.
+
+        The elements moved together then do not bend, and the rule's slope along them is another.
 
         At a tie each winner bends by itself; what they get together is no convention.
         """
@@ -197,18 +213,21 @@ class Oracles:
         return not bent and bool(abs(right[0] - left[0]) <= near < abs(got - (right[0] + left[0]) / 2))
 
     def _slopes(self, evidence: Evidence, v: Array, element: int | None, leaf: int | None) -> tuple[Array, Array, bool]:
-        """The slopes to the right and to the left at every step, and whether they stay apart."""
+        """Returns the slopes to the right and to the left at every step, and if they differ."""
         h = KINK_STEPS[:3] if leaf is None else KINK_STEPS  # an element is judged next to the kink only
-        moves = Moves.none(1 + 2 * len(h))
-        moves.index[:], moves.leaf[:] = element or 0, leaf or 0
-        (moves.by if leaf is None else moves.along)[1:] = np.concatenate([h, -h])
+        moves = np.zeros(1 + 2 * len(h), MOVE)
+        moves["index"], moves["leaf"] = element or 0, leaf or 0
+        moves["by" if leaf is None else "along"][1:] = np.concatenate([h, -h])
         values, _ = self.values(evidence.point, v, moves)
         right, left = np.split(values[1:] - values[0], 2) / np.array([h, -h])
         gap = np.abs(right - left)
         return right, left, bool(np.any((gap[:-1] > 0.5 * gap[1:]) & (gap[:-1] > 100 * evidence.rounding / h[:-1])))
 
     def tangents(self, point: Point, v: Array) -> tuple[Array | None, Array | None]:
-        """<dy, J v_l> per leaf and the sum of its absolute terms; None where jax has no forward mode (a custom_vjp)."""
+        """Returns <dy, J v_l> per leaf and the sum of its absolute terms.
+
+        Both are None where jax has no forward mode: a custom_vjp.
+        """
         try:
             jvp, terms = self._tangents(point.theta, point.fixed, point.dy, v)
         except (TypeError, ValueError, NotImplementedError):
@@ -223,11 +242,12 @@ class Oracles:
 
         return lax.map(both, (thetas, dys))
 
-    def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array, moves: tuple[Array, ...]) -> tuple[Array, Array]:
-        def value(move: Any) -> Array:
-            index, by, leaf, along = move
-            moved = theta.at[index].add(by) if theta.size else theta
-            return jnp.sum(dy * self.subject.f(moved + along * jnp.where(self.leaf_of == leaf, v, 0), fixed))
+    def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array,
+                   moves: dict[str, Array]) -> tuple[Array, Array]:
+        def value(move: dict[str, Array]) -> Array:
+            moved = theta.at[move["index"]].add(move["by"]) if theta.size else theta
+            moved += move["along"] * jnp.where(self.leaf_of == move["leaf"], v, 0)
+            return jnp.sum(dy * self.subject.f(moved, fixed))
 
         return lax.map(value, moves), jnp.sum(jnp.abs(dy * self.subject.f(theta, fixed)))
 
@@ -238,17 +258,3 @@ class Oracles:
             return jnp.sum(terms), jnp.sum(jnp.abs(terms))
 
         return lax.map(one, jnp.arange(len(self.subject.leaves)))
-
-
-@dataclass(frozen=True)
-class Moves:
-    """Points around theta: element `index` moved by `by`, and leaf `leaf` moved by `along` times its stretch of v."""
-
-    index: Array
-    by: Array
-    leaf: Array
-    along: Array
-
-    @classmethod
-    def none(cls, count: int) -> Moves:
-        return cls(np.zeros(count, np.int32), np.zeros(count), np.zeros(count, np.int32), np.zeros(count))

@@ -6,7 +6,7 @@ one of them WRONG that changes the result; a WRONG rule of a user is compared wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,9 +20,9 @@ from ..layers.function import from_function
 from ..params import Tree
 from ..transform import replace_rules
 from .cases import KIND_BUGS
-from .cases.case import Wrong, right
-from .oracles import quick_jit
-from .subject import Leaf, WrongStructure, layer_subject
+from .cases.case import Right, Wrong
+from .oracles import Point, quick_jit
+from .subject import WrongStructure, layer_subject
 
 # of one leaf g of the result; n is the size of the batch axis
 LEAF_BUGS: dict[str, Callable[[np.ndarray, int], np.ndarray | None]] = {
@@ -38,37 +38,39 @@ LEAF_BUGS: dict[str, Callable[[np.ndarray, int], np.ndarray | None]] = {
 }
 
 
-def _only_first(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    first = jax.tree.map(lambda d: jnp.zeros_like(d).at[:1].set(d[:1]) if d.ndim else d, dy)
-    return right(layer, params, x, first)[0], right(layer, params, x, dy)[1]
+def _only_first(right: Right) -> tuple[Tree, Any]:
+    first = jax.tree.map(lambda d: jnp.zeros_like(d).at[:1].set(d[:1]) if d.ndim else d, right.dy)
+    return right.given(dy=first).dparams, right.dx
 
 
-def _neighbour(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return right(layer, params, jax.tree.map(lambda a: jnp.roll(a, 1, 0) if jnp.ndim(a) else a, x), dy)
+def _neighbour(right: Right) -> tuple[Tree, Any]:
+    rolled = lambda a: jnp.roll(a, 1, 0) if jnp.ndim(a) else a
+    return right.given(x=jax.tree.map(rolled, right.x)).gradients
 
 
-def _weights_transposed(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
+def _weights_transposed(right: Right) -> tuple[Tree, Any]:
     square = lambda w: w.T if jnp.ndim(w) == 2 and w.shape[0] == w.shape[1] else w
-    return right(layer, params, x, dy)[0], right(layer, jax.tree.map(square, params), x, dy)[1]
+    return right.dparams, right.given(params=jax.tree.map(square, right.params)).dx
 
 
 # of the whole result
 RULE_BUGS: dict[str, Wrong] = {
     "the gradient of the first example alone: the sum over the batch is missing": _only_first,
-    "made without dy: every cotangent taken for 1": lambda f, p, x, dy: right(f, p, x, jax.tree.map(jnp.ones_like, dy)),
+    "made without dy: every cotangent taken for 1":
+        lambda right: right.given(dy=jax.tree.map(jnp.ones_like, right.dy)).gradients,
     "made with the neighbouring example's residuals: an index is off by one": _neighbour,
     "made with the square weight where its transpose belongs": _weights_transposed,
 }
 
 
 def _plant(layer: Layer, wrong: Wrong) -> Layer:
-    """`layer` with a backward that makes this mistake; it keeps x to be able to."""
+    """Returns `layer` with a backward that makes this mistake; it keeps x to be able to."""
     return replace(layer, forward=lambda params, x: (layer.forward(params, x)[0], x),
-                   backward=lambda params, x, dy: wrong(layer, params, x, dy))
+                   backward=lambda params, x, dy: wrong(Right(layer, params, x, dy)))
 
 
 def bugs(layer: Layer) -> Iterator[tuple[str, Layer]]:
-    """(description, wrong layer) for every mistake that can be made in the rule of `layer`, its parts' own kinds included."""
+    """Yields (description, wrong layer) for every mistake in the rule of `layer` or of a part."""
     for text, wrong in {**RULE_BUGS, **_kind_bugs(layer)}.items():
         yield text, _plant(layer, wrong)
     for i, part in enumerate(layer.parts):
@@ -80,47 +82,49 @@ def _kind_bugs(layer: Layer) -> dict[str, Wrong]:
     return KIND_BUGS.get(layer.kind, {})
 
 
-def planted_results(layer: Layer, params: Tree, x: Any, leaves: Sequence[Leaf]) -> Callable[..., dict[str, np.ndarray]]:
-    """`f(theta, fixed, dy) -> {description: wrong gradient}` of every mistake. One compiled program for all."""
+def planted_results(layer: Layer, params: Tree, x: Any, point: Point) -> dict[str, np.ndarray]:
+    """Returns `{description: wrong gradient}` of every mistake. One compiled program makes all."""
     wrong = dict(bugs(layer))
-    rules = [layer_subject(each, params, x)[0].rule for each in (layer, *wrong.values())]
+    subjects = [layer_subject(each, params, x)[0] for each in (layer, *wrong.values())]
     batch = next((a.shape[0] for a in jax.tree.leaves(x) if jnp.ndim(a)), 1)
 
     @quick_jit
     def run(theta: Any, fixed: Any, dy: Any) -> Any:
-        return jnp.stack([rule(theta, fixed, dy) for rule in rules])
+        return jnp.stack([subject.rule(theta, fixed, dy) for subject in subjects])
 
-    def results(theta: Any, fixed: Any, dy: Any) -> dict[str, np.ndarray]:
-        right, *rows = np.asarray(run(theta, fixed, dy))
-        found = {}
-        for leaf in leaves:
-            for text, change in LEAF_BUGS.items():
-                changed = change(right[leaf.slice].reshape(leaf.shape), batch)
-                if changed is not None:
-                    found[f"{leaf.path}: {text}"] = np.concatenate([right[: leaf.start], changed.ravel(), right[leaf.stop :]])
-        return {**found, **dict(zip(wrong, rows))}
-
-    return results
+    right, *rows = np.asarray(run(point.theta, point.fixed, point.dy))
+    found = {}
+    for leaf in subjects[0].leaves:
+        for text, change in LEAF_BUGS.items():
+            changed = change(right[leaf.slice].reshape(leaf.shape), batch)
+            if changed is not None:
+                pieces = [right[: leaf.start], changed.ravel(), right[leaf.stop :]]
+                found[f"{leaf.path}: {text}"] = np.concatenate(pieces)
+    return {**found, **dict(zip(wrong, rows))}
 
 
 def nearest_bug(layer: Layer, params: Tree, x: Any, rng: np.random.Generator) -> dict[str, str]:
-    """For each leaf whose wrong gradient equals that of a known mistake: its name. The right rule is made by jax.vjp."""
+    """Returns the nearest known mistake for each leaf of a wrong rule that has one."""
     subject, theta, fixed = layer_subject(layer, params, x)
-    dy = rng.standard_normal(jax.eval_shape(subject.f, theta, fixed).size)
+    point = Point.drawn(subject, theta, fixed, rng)
     try:
-        got = np.asarray(subject.rule(theta, fixed, dy))
-        return named_mistakes(layer, params, x, theta, fixed, dy, got)
+        got = np.asarray(subject.rule(point.theta, point.fixed, point.dy))
+        return named_mistakes(layer, params, x, point, got)
     except (WrongStructure, TypeError, ValueError):
         return {}
 
 
-def named_mistakes(layer: Layer, params: Tree, x: Any, theta: Any, fixed: Any, dy: Any, got: np.ndarray) -> dict[str, str]:
-    """The same of a gradient that is there already. Nothing but the forward of `layer` is run."""
+def named_mistakes(layer: Layer, params: Tree, x: Any, point: Point,
+                   got: np.ndarray) -> dict[str, str]:
+    """Returns the same for a gradient `got` at a point.
+
+    Only the forward of `layer` is run: jax.vjp makes the right rule.
+    """
     by_jax = from_function(lambda params, x: layer.forward(params, x)[0])
     right = replace(by_jax, kind=layer.kind, options=layer.options)
     subject = layer_subject(right, params, x)[0]
-    wrongs = planted_results(right, params, x, subject.leaves)(theta, fixed, dy)
-    rights = np.asarray(subject.rule(theta, fixed, dy))
+    wrongs = planted_results(right, params, x, point)
+    rights = np.asarray(subject.rule(point.theta, point.fixed, point.dy))
     hints: dict[str, str] = {}
     for name, wrong in wrongs.items():
         for leaf in subject.leaves:

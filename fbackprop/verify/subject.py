@@ -56,28 +56,31 @@ class Subject:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Floating leaves as numpy arrays of `dtype`; integers, keys and the rest as they are."""
+    """Returns floating leaves as numpy arrays of `dtype`; integers and keys as they are."""
     return jax.tree.map(lambda a: np.asarray(a).astype(dtype) if is_floating(a) else a, tree)
 
 
 def ravel(tree: Any) -> Vector:
-    """The floating leaves as one vector, in tree order."""
+    """Returns the floating leaves as one vector, in tree order."""
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(partition(tree)[0])]
     return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
 
 
 def leaves_of(tree: Any) -> tuple[Leaf, ...]:
-    """The stretches of `ravel(tree)`."""
+    """Returns the stretches of `ravel(tree)` that are not empty."""
     found, start = [], 0
     for path, leaf in paths(tree).items():
-        if is_floating(leaf):
+        if is_floating(leaf) and leaf.size:
             found.append(Leaf(path, leaf.shape, start, start + leaf.size))
             start += leaf.size
     return tuple(found)
 
 
 def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> tuple[Subject, Vector, Any]:
-    """`(subject, theta, fixed)` of a Layer at (params, x). `strict` traces it without any implicit broadcast or promotion."""
+    """Returns `(subject, theta, fixed)` of a Layer at (params, x).
+
+    strict: trace it without any implicit broadcast or promotion.
+    """
     trainable, state = split(params)
     inputs, others = partition({"params": trainable, "x": x})
     unravel = _unravel(inputs)
@@ -108,7 +111,10 @@ def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> t
 
 
 def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple, argnums: int) -> tuple[Subject, Vector, Any]:
-    """`(subject, theta, fixed)` of a pair (fn, gradient fn), or of a custom_vjp function when `gradient_fn` is None."""
+    """Returns `(subject, theta, fixed)` of a pair (fn, gradient fn).
+
+    gradient_fn None: fn is a custom_vjp function.
+    """
     inputs, others = partition(args[argnums])
     unravel = _unravel(inputs)
 
@@ -147,7 +153,10 @@ def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple, ar
 
 
 def _unravel(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
-    """The inverse of `ravel`, in the dtype of the vector or, with `cast`, in that of each leaf (a loss widens its value)."""
+    """Returns the inverse of `ravel`, in the dtype of the vector.
+
+    cast: in the dtype of each leaf instead, for a loss widens its value.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     ends = np.cumsum([int(np.prod(leaf.shape)) for leaf in leaves])[:-1]
 
@@ -159,7 +168,7 @@ def _unravel(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
 
 
 def _checked(returned: Any, params: Tree, x: Any) -> Any:
-    """The gradients `backward` returned, as the tree the leaves of theta come from."""
+    """Returns the gradients of `backward` as the tree that the leaves of theta come from."""
     if not (isinstance(returned, tuple) and len(returned) == 2):
         raise WrongStructure(f"backward: expected a pair (dparams, dx), got {show(returned)}")
     dparams, dx = returned
@@ -168,20 +177,23 @@ def _checked(returned: Any, params: Tree, x: Any) -> Any:
     _same_tree(gradients, partition(trainable)[0], "dparams", "params")
     _same_tree(dx, partition(x)[0], "dx", "x")
     as_next = jax.tree.map(lambda s: Next(s.value), state, is_leaf=is_carried)
-    alike = same_structure(successors, as_next) and all(
-        np.shape(a) == np.shape(b) and getattr(a, "dtype", None) == getattr(b, "dtype", None)
-        for a, b in zip(jax.tree.leaves(successors), jax.tree.leaves(as_next)))
-    if not alike:
+    spec = lambda leaf: (np.shape(leaf), getattr(leaf, "dtype", None))
+    if not _alike(successors, as_next, spec):
         raise WrongStructure("dparams: expected a Next for every State of params, of its shape and dtype, "
                              f"got {show(dparams)} for {show(params)}")
     return {"params": gradients, "x": dx}
 
 
 def _same_tree(got: Any, wanted: Any, what: str, of: str) -> None:
-    same = same_structure(got, wanted) and all(jnp.shape(a) == b.shape and jnp.result_type(a) == b.dtype
-                                              for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted)))
-    if not same:
-        raise WrongStructure(f"{what}: expected structure, shapes and dtypes of {of}, {show(wanted)}, got {show(got)}")
+    if not _alike(got, wanted, lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf))):
+        raise WrongStructure(f"{what}: expected structure, shapes and dtypes of {of}, "
+                             f"{show(wanted)}, got {show(got)}")
+
+
+def _alike(got: Any, wanted: Any, spec: Callable[[Any], Any]) -> bool:
+    """Returns whether two trees have one structure and, leaf by leaf, the same spec."""
+    specs = lambda tree: [spec(leaf) for leaf in jax.tree.leaves(tree)]
+    return same_structure(got, wanted) and specs(got) == specs(wanted)
 
 
 @contextlib.contextmanager

@@ -44,9 +44,9 @@ class Finding:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The finding in a few JSON fields."""
-        return {"verdict": self.verdict, "layer": self.layer, "leaf": self.leaf, "oracle": self.oracle, "dtype": self.dtype,
-                "error": self.error, "bound": self.bound, "hint": self.hint}
+        """Returns the finding in a few JSON fields."""
+        shown = ("verdict", "layer", "leaf", "oracle", "dtype", "error", "bound", "hint")
+        return {name: getattr(self, name) for name in shown}
 
     def __str__(self) -> str:
         where = "" if self.index is None else f"[{', '.join(map(str, self.index))}]"
@@ -71,15 +71,19 @@ class Report:
 
     @property
     def worst(self) -> Finding | None:
-        """The most harmful finding; among equals the one nearest to its bound."""
+        """Returns the most harmful finding; among equals the one nearest to its bound."""
         return max(self.findings, key=lambda f: (VERDICTS.index(f.verdict), f.error / f.bound if f.bound else 0), default=None)
 
     @property
     def hint(self) -> str:
-        """The worst finding's, or else that of another as harmful: a mistake may be known by another leaf."""
-        worst = self.worst
-        hints = [f.hint for f in (worst, *self.findings) if f is not None and f.hint and f.verdict == self.verdict]
-        return hints[0] if hints else ""
+        """Returns the worst finding's hint, or that of another finding as harmful."""
+        findings = (self.worst, *self.findings)
+        return next((f.hint for f in findings if f and f.hint and f.verdict == self.verdict), "")
+
+    def with_hints(self, hints: dict[str, str]) -> Report:
+        """Returns the report with the hint of each leaf put into what is WRONG there."""
+        hinted = lambda f: replace(f, hint=hints.get(f.leaf, f.hint)) if f.verdict == "WRONG" else f
+        return Report(tuple(map(hinted, self.findings)))
 
     def __add__(self, other: Report) -> Report:
         return Report(self.findings + other.findings)
@@ -93,9 +97,9 @@ class Report:
 
 
 def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
-    """One finding per leaf, of the oracle that is hardest on it, in float64."""
+    """Returns one finding per leaf, of the oracle that is hardest on it, in float64."""
     return [_judge_leaf(oracles, evidence, rule, number, leaf, layer)
-            for number, leaf in enumerate(oracles.subject.leaves) if leaf.start < leaf.stop]
+            for number, leaf in enumerate(oracles.subject.leaves)]
 
 
 def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, layer: str) -> Finding:
@@ -141,7 +145,7 @@ def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, le
 
 
 def _compare(base: Finding, leaf: Leaf, oracle: str, got: Any, expected: Any, bound: float, where: Any) -> tuple[Finding, Any]:
-    """`(finding, elements of theta that disagree)`; NaN disagrees with everything, so a NaN nobody expected is WRONG."""
+    """Returns `(finding, elements of theta that disagree)`. NaN disagrees with everything."""
     with np.errstate(invalid="ignore"):
         errors = np.where(got == expected, 0.0, np.abs(got - expected))  # an infinite slope may be infinite
     errors = np.where(np.isnan(errors), np.inf, errors)
@@ -155,12 +159,12 @@ def _compare(base: Finding, leaf: Leaf, oracle: str, got: Any, expected: Any, bo
 
 
 def _largest(values: Any) -> float:
-    """The largest magnitude among the finite ones."""
+    """Returns the largest magnitude among the finite values."""
     return float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0))
 
 
 def _taylor(evidence: Evidence, number: int, slope: float, base: Finding) -> Finding:
-    """The remainder of the first-order prediction must fall as the square of the step, or be rounding at the smallest.
+    """Judges that the Taylor remainder falls as the square of the step, or is rounding at the end.
 
     A wrong slope leaves an error of first order, far above rounding at every step. A network of many kinks has no clean order
     at the larger steps, where some are crossed; at the smallest its remainder is rounding.
@@ -176,14 +180,12 @@ def _taylor(evidence: Evidence, number: int, slope: float, base: Finding) -> Fin
 
 
 def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
-    """One finding per leaf against jax.vjp of the same forward, in float32."""
+    """Returns one finding per leaf against jax.vjp of the same forward, in float32."""
     if evidence.single is None:
         return []
     (auto, noise), found = evidence.single, []
     evidence = replace(evidence, point=evidence.point.astype(np.float32).astype(np.float64))
     for number, leaf in enumerate(oracles.subject.leaves):
-        if leaf.start == leaf.stop:
-            continue
         expected = auto[leaf.slice].astype(np.float64)
         base = Finding("OK", layer, leaf.path, "", "float32", scale=_largest(expected))
         bound = TOLERANCE["float32"] * base.scale + SAFETY * float(noise[number])
@@ -196,14 +198,13 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
 
 
 def judge_narrow(oracles: Oracles, dtype: str, rule: Any, auto: Any, truth: Any, own: Any, layer: str) -> list[Finding]:
-    """One finding per leaf in bfloat16 or float16: at most twice jax.grad's error against float64, or 2 ulp.
+    """Returns one finding per leaf in bfloat16 or float16.
 
-    own: that error, per leaf, at other cotangents.
+    The bound is twice jax.grad's error against float64, or 2 ulp. own: that error, per leaf, at
+    other cotangents.
     """
     found = []
     for leaf, error in zip(oracles.subject.leaves, own):
-        if leaf.start == leaf.stop:
-            continue
         expected = truth[leaf.slice]
         scale = _largest(expected)
         ulp = float(ml_dtypes.finfo(dtype).eps) * 2.0 ** np.floor(np.log2(scale or 1.0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -49,16 +49,16 @@ class Reference:
 
     @property
     def asked(self) -> list[Any]:
-        """The points, as numpy."""
+        """Returns the points, as numpy."""
         return [(*jax.tree.map(np.asarray, (s.params, s.x)), s.point.theta, s.point.fixed, s.point.dy) for s in self.sizes]
 
     @property
     def length(self) -> int:
-        """Of an answer, in bytes."""
+        """Returns the length of an answer, in bytes."""
         return sum((size.y.size + size.point.theta.size) * (8 + 4) for size in self.sizes)
 
     def judge(self, answer: bytes) -> Judgement:
-        """Of an answer of the right length."""
+        """Judges an answer of the right length."""
         with jax.enable_x64(True):
             return self._judge(_cut(answer, self.sizes))
 
@@ -70,9 +70,7 @@ class Reference:
         number = next((i for i, report in enumerate(found) if report.verdict == "WRONG"), 0)
         report = found[number]
         if report.verdict == "WRONG":
-            hints = self.sizes[number].hints(answers[number][1])
-            report = Report(tuple(replace(f, hint=hints.get(f.leaf, f.hint)) if f.verdict == "WRONG" else f
-                                  for f in report.findings))
+            report = report.with_hints(self.sizes[number].hints(answers[number][1]))
         reason = f"right for a batch of {self.rows[0]}, wrong for one of {self.rows[1]}" if number else ""
         whole = sum(found, Report(()))
         shown = report if report.verdict == "WRONG" else whole
@@ -90,7 +88,7 @@ class _Size:
         self.subject, theta, fixed = layer_subject(layer, self.params, self.x)
         self.y = np.asarray(self.subject.f(theta, fixed))
         self.point = Point(np.asarray(theta), jax.tree.map(np.asarray, fixed), rng.standard_normal(self.y.size))
-        self.oracles = Oracles(self.subject, self.point.theta)
+        self.oracles = Oracles(self.subject)
 
     @property
     def rows(self) -> int:
@@ -105,13 +103,12 @@ class _Size:
         return Report((*judge(*against, wide, self.layer.name), *judge_single(*against, narrow, self.layer.name)))
 
     def hints(self, got: np.ndarray) -> dict[str, str]:
-        """The nearest known mistake of each leaf, where there is one."""
-        at = self.point
-        return named_mistakes(self.layer, self.params, self.x, at.theta, at.fixed, at.dy, got)
+        """Returns the nearest known mistake of each leaf that has one."""
+        return named_mistakes(self.layer, self.params, self.x, self.point, got)
 
 
 def _longer(leaf: Any) -> Any:
-    """The same with more rows: the spec, or the values from the beginning again."""
+    """Returns a spec, or values repeated from the beginning, with more rows."""
     if not np.ndim(leaf):
         return leaf
     shape = (leaf.shape[0] + MORE, *leaf.shape[1:])
@@ -121,7 +118,7 @@ def _longer(leaf: Any) -> Any:
 
 
 def _cut(answer: bytes, sizes: list[_Size]) -> list[Any]:
-    """(y, gradient, gradient in float32) of every size; the float32 y is not looked at."""
+    """Returns (y, gradient, gradient in float32) of every size; the float32 y is left out."""
     def pieces() -> Iterator[np.ndarray]:
         start = 0
         for size in sizes:

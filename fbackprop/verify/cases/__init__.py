@@ -6,26 +6,10 @@ negatives; size-1 and size-0 axes, large logits, and kinks pinned, in cases of t
 
 from __future__ import annotations
 
-from . import (
-    attention,
-    branch,
-    compose,
-    conv,
-    dropout,
-    elementwise,
-    embedding,
-    glu,
-    layers,
-    losses,
-    norm,
-    pool,
-    recurrent,
-    shape,
-)
+from . import attention, branch, embedding, layers, losses, norm, recurrent, window
 from .case import Bugs, Case
 
-_FAMILIES = (layers, elementwise, losses, compose, branch, recurrent, norm, embedding, dropout, shape, glu, attention,
-             conv, pool)
+_FAMILIES = (layers, losses, branch, recurrent, norm, embedding, attention, window)
 
 CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
 KIND_BUGS: Bugs = {kind: bugs for family in _FAMILIES for kind, bugs in family.BUGS.items()}

@@ -1,9 +1,10 @@
-"""A case: a layer and how to draw its input; a planted bug: a wrong gradient made from a right layer."""
+"""A case: a layer and how to draw its input; a mistake: a wrong gradient made from a right rule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,48 @@ from ... import _MODULE_OF
 from ...layer import Layer
 from ...params import Tree
 
-Wrong = Callable[[Layer, Tree, Any, Any], tuple[Tree, Any]]  # (right layer, params, x, dy) -> (dparams, dx)
+
+@dataclass(frozen=True)
+class Right:
+    """A right rule and what it is called with: the start of every mistake."""
+
+    layer: Layer
+    params: Tree
+    x: Any
+    dy: Any
+
+    @cached_property
+    def gradients(self) -> tuple[Tree, Any]:
+        residuals = self.layer.forward(self.params, self.x)[1]
+        return self.layer.backward(self.params, residuals, self.dy)
+
+    @property
+    def dparams(self) -> Tree:
+        return self.gradients[0]
+
+    @property
+    def dx(self) -> Any:
+        return self.gradients[1]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of the call that made the layer, by name."""
+        return {option.name: option.value for option in self.layer.options}
+
+    def given(self, **changes: Any) -> Right:
+        """Returns the same call with another layer, params, x or dy."""
+        return replace(self, **changes)
+
+    def with_params(self, **changes: Any) -> Right:
+        """Returns the same call with some of the params changed."""
+        return self.given(params={**self.params, **changes})
+
+    def remade(self, maker: Callable[..., Layer], **changes: Any) -> Right:
+        """Returns the same call of the layer that `maker` makes of the same options and changes."""
+        return self.given(layer=maker(**{**self.options, **changes}))
+
+
+Wrong = Callable[[Right], tuple[Tree, Any]]  # -> (dparams, dx)
 Bugs = dict[str, dict[str, Wrong]]  # kind of layer -> description -> mistake
 Draw = Callable[[np.random.Generator], Any]
 
@@ -37,32 +79,22 @@ class Case:
         return f"{self.layer.name} {self.note}".strip()
 
 
-def normal(*sizes: int) -> Draw:
-    """Normal numbers."""
-    return lambda rng: rng.standard_normal(sizes)
+def normal(*sizes: int, scale: float = 1.0, mean: float = 0.0) -> Draw:
+    """Draws an array of normal numbers."""
+    return lambda rng: mean + scale * rng.standard_normal(sizes)
+
+
+def several(*shapes: Any) -> Draw:
+    """Draws a tuple of arrays of normal numbers; a tuple of shapes becomes a tuple again."""
+    draws = [several(*shape) if isinstance(shape[0], tuple) else normal(*shape) for shape in shapes]
+    return lambda rng: tuple(draw(rng) for draw in draws)
 
 
 def pinned(*sizes: int) -> Draw:
-    """Normal numbers with a zero among them."""
+    """Draws normal numbers with a zero among them."""
     def draw(rng: np.random.Generator) -> Any:
         x = rng.standard_normal(sizes)
         x.flat[1] = 0.0
         return x
 
     return draw
-
-
-def right(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    """What the right rule gives: the start of most mistakes."""
-    return layer.backward(params, layer.forward(params, x)[1], dy)
-
-
-def options_of(layer: Layer) -> dict[str, Any]:
-    """Returns what the maker of `layer` was given, by name."""
-    return {option.name: option.value for option in layer.options}
-
-
-def call(layer: Layer) -> tuple[list[Any], dict[str, Any]]:
-    """Returns the arguments and options of the call that made `layer`."""
-    return ([option.value for option in layer.options if option.positional],
-            {option.name: option.value for option in layer.options if not option.positional})

@@ -7,14 +7,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ...layer import Layer
 from ...layers.embedding import embedding, learned_positions, rotary
 from ...params import Tree
-from .case import Bugs, Case, Draw, normal, right
+from .case import Bugs, Case, Draw, Right, normal
 
 
 def tokens(vocabulary: int, *sizes: int) -> Draw:
-    """Token numbers."""
+    """Draws token numbers."""
     return lambda rng: rng.integers(0, vocabulary, sizes).astype(np.int32)
 
 
@@ -37,28 +36,25 @@ CASES: tuple[Case, ...] = (
 )
 
 
-def _set_not_added(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return {"w": jnp.zeros_like(params["w"]).at[x].set(dy)}, None
+def _set_not_added(right: Right) -> tuple[Tree, Any]:
+    return {"w": jnp.zeros_like(right.params["w"]).at[right.x].set(right.dy)}, None
 
 
-def _by_position(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    rows = jnp.arange(x.size).reshape(x.shape) % params["w"].shape[0]
-    return {"w": jnp.zeros_like(params["w"]).at[rows].add(dy)}, None
+def _by_position(right: Right) -> tuple[Tree, Any]:
+    w, x = right.params["w"], right.x
+    rows = jnp.arange(x.size).reshape(x.shape) % w.shape[0]
+    return {"w": jnp.zeros_like(w).at[rows].add(right.dy)}, None
 
 
-def _at_the_end(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    dparams, dx = right(layer, params, x, dy)
-    return {"w": jnp.roll(dparams["w"], dparams["w"].shape[0] - x.shape[-2], 0)}, dx
+def _at_the_end(right: Right) -> tuple[Tree, Any]:
+    dw = right.dparams["w"]
+    return {"w": jnp.roll(dw, dw.shape[0] - right.x.shape[-2], 0)}, right.dx
 
 
-def _turned_further(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    return (), layer.forward(params, dy)[0]
-
-
-def _neighbours_paired(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    half = x.shape[-1] // 2
+def _neighbours_paired(right: Right) -> tuple[Tree, Any]:
+    half = right.x.shape[-1] // 2
     order = np.arange(2 * half).reshape(half, 2).T.ravel()  # 0 2 4 .. 1 3 5 ..: neighbours become halves
-    return (), jnp.take(right(layer, params, x, jnp.take(dy, order, -1))[1], np.argsort(order), -1)
+    return (), jnp.take(right.given(dy=jnp.take(right.dy, order, -1)).dx, np.argsort(order), -1)
 
 
 BUGS: Bugs = {
@@ -68,7 +64,8 @@ BUGS: Bugs = {
     },
     "learned_positions": {"the last rows, not the first": _at_the_end},
     "rotary": {
-        "turned the same way as the forward": _turned_further,
+        "turned the same way as the forward":
+            lambda right: ((), right.layer.forward((), right.dy)[0]),
         "neighbours paired where the forward pairs halves": _neighbours_paired,
     },
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,40 +11,35 @@ import numpy as np
 
 from ... import losses
 from ...dtypes import is_floating
-from ...layer import Layer
 from ...params import Tree
 from ...transform import inference
-from .case import Bugs, Case, Draw, Wrong, options_of, right
+from .case import Bugs, Case, Draw, Right, Wrong, several
 
 
-def with_classes(*sizes: int, scale: float = 1.0) -> Draw:
-    """(logits, class numbers)."""
-    return lambda rng: (scale * rng.standard_normal(sizes), rng.integers(0, sizes[-1], sizes[:-1]).astype(np.int32))
+def with_classes(*sizes: int, classes: int | None = None, scale: float = 1.0) -> Draw:
+    """Draws logits and class numbers, or hidden units and one of so many `classes`."""
+    return lambda rng: (scale * rng.standard_normal(sizes),
+                        rng.integers(0, classes or sizes[-1], sizes[:-1]).astype(np.int32))
 
 
-def with_probabilities(*sizes: int) -> Draw:
-    """(logits, rows that are positive but do not sum to 1: the rule may not rely on it)."""
+def with_shares(*sizes: int) -> Draw:
+    """Draws logits and targets between 0 and 1, whose rows need not sum to 1."""
     return lambda rng: (rng.standard_normal(sizes), rng.random(sizes))
 
 
-def pair(*sizes: int) -> Draw:
-    """(y, target) of one shape."""
-    return lambda rng: (rng.standard_normal(sizes), rng.standard_normal(sizes))
-
-
-def with_weights(*sizes: int, probabilities: bool = False) -> Draw:
-    """(logits, target, positive weights, one of them 0)."""
-    def draw(rng: np.random.Generator) -> Any:
-        logits, target = (with_probabilities if probabilities else with_classes)(*sizes)(rng)
-        weights = rng.random(sizes[:-1]) + 0.5
+def with_weights(draw: Draw) -> Draw:
+    """Adds positive weights, one of them 0, to logits and target."""
+    def drawn(rng: np.random.Generator) -> Any:
+        logits, target = draw(rng)
+        weights = rng.random(logits.shape[:-1]) + 0.5
         weights.flat[1] = 0
         return logits, target, weights
 
-    return draw
+    return drawn
 
 
 def with_ignored(draw: Draw, index: int = -1) -> Draw:
-    """Two rows' class is `index`."""
+    """Makes `index` the class of two rows."""
     def drawn(rng: np.random.Generator) -> Any:
         y, target, *rest = draw(rng)
         target.flat[:2] = index
@@ -53,129 +48,123 @@ def with_ignored(draw: Draw, index: int = -1) -> Draw:
     return drawn
 
 
-def hidden(classes: int, *sizes: int) -> Draw:
-    """(h, class numbers)."""
-    return lambda rng: (rng.standard_normal(sizes), rng.integers(0, classes, sizes[:-1]).astype(np.int32))
-
-
-def with_shares(*sizes: int) -> Draw:
-    """(logits, targets between 0 and 1)."""
-    return lambda rng: (rng.standard_normal(sizes), rng.random(sizes))
-
-
+_pair = several((3, 5), (3, 5))
 _WEIGHTS = (0.5, 2.0, 1.0, 0.25, 3.0)
 _entropy, _linear = losses.softmax_cross_entropy, losses.linear_cross_entropy
 
 CASES: tuple[Case, ...] = (
-    Case("mse", losses.mse(), pair(3, 5)),
-    Case("half_squared_error", losses.half_squared_error(), pair(3, 5)),
-    Case("huber", losses.huber(), pair(3, 5)),
-    Case("huber", losses.huber(0.3), pair(2, 3, 5)),
+    Case("mse", losses.mse(), _pair),
+    Case("half_squared_error", losses.half_squared_error(), _pair),
+    Case("huber", losses.huber(), _pair),
+    Case("huber", losses.huber(0.3), several((2, 3, 5), (2, 3, 5))),
     Case("binary_cross_entropy_with_logits", losses.binary_cross_entropy_with_logits(), with_shares(3, 5)),
     Case("softmax_cross_entropy", _entropy(), with_classes(3, 5)),
     Case("softmax_cross_entropy", _entropy(), with_classes(2, 3, 7, scale=10), "large logits"),
-    Case("softmax_cross_entropy", _entropy(), with_probabilities(3, 5), "probabilities"),
-    Case("softmax_cross_entropy", _entropy(), with_weights(7, 5), "weights"),
+    Case("softmax_cross_entropy", _entropy(), with_shares(3, 5), "probabilities"),
+    Case("softmax_cross_entropy", _entropy(), with_weights(with_classes(7, 5)), "weights"),
     Case("softmax_cross_entropy", _entropy(label_smoothing=0.1), with_classes(7, 5)),
     Case("softmax_cross_entropy", _entropy(ignore_index=-1), with_ignored(with_classes(7, 5))),
     Case("softmax_cross_entropy", _entropy(label_smoothing=0.2, class_weights=_WEIGHTS, ignore_index=2),
-         with_ignored(with_weights(2, 3, 5), 2), "weights"),
+         with_ignored(with_weights(with_classes(2, 3, 5)), 2), "weights"),
     Case("softmax_cross_entropy", _entropy(label_smoothing=0.2, class_weights=_WEIGHTS),
-         with_weights(3, 5, probabilities=True), "probabilities and weights"),
-    Case("linear_cross_entropy", _linear(7), hidden(7, 3, 5)),
-    Case("linear_cross_entropy", _linear(7, chunk=2, bias=True), hidden(7, 5, 3), "chunk does not divide"),
-    Case("linear_cross_entropy", _linear(5, chunk=3, axis="vocabulary", bias=True), hidden(5, 2, 3, 7),
-         "chunk does not divide"),
+         with_weights(with_shares(3, 5)), "probabilities and weights"),
+    Case("linear_cross_entropy", _linear(7), with_classes(3, 5, classes=7)),
+    Case("linear_cross_entropy", _linear(7, chunk=2, bias=True),
+         with_classes(5, 3, classes=7), "chunk does not divide"),
+    Case("linear_cross_entropy", _linear(5, chunk=3, axis="vocabulary", bias=True),
+         with_classes(2, 3, 7, classes=5), "chunk does not divide"),
     Case("linear_cross_entropy", _linear(7, chunk=4, bias=True, label_smoothing=0.1, ignore_index=-1),
-         with_ignored(hidden(7, 2, 5, 3))),
+         with_ignored(with_classes(2, 5, 3, classes=7))),
     Case("linear_cross_entropy", _linear(7, chunk=2, axis="vocabulary", label_smoothing=0.1, ignore_index=-1),
-         with_ignored(hidden(7, 5, 3))),
-    Case("linear_cross_entropy", inference(_linear(7, bias=True)), hidden(7, 2, 5, 3)),
+         with_ignored(with_classes(5, 3, classes=7))),
+    Case("linear_cross_entropy", inference(_linear(7, bias=True)),
+         with_classes(2, 5, 3, classes=7)),
 )
 
 
-def _p_alone(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    dparams, (dlogits, *others) = right(layer, params, x, dy)
-    logits, target = x[:2]
+def _p_alone(right: Right) -> tuple[Tree, Any]:
+    logits, target = right.x[:2]
+    dlogits, *others = right.dx
     rows = logits.size // logits.shape[-1]
     one_hot = target if is_floating(target) else jax.nn.one_hot(target, logits.shape[-1], dtype=logits.dtype)
-    return dparams, (dlogits + one_hot * dy / rows, *others)
+    return right.dparams, (dlogits + one_hot * right.dy / rows, *others)
 
 
-def _unless(option: str) -> Wrong:
-    """The rule of the same cross-entropy without an option."""
-    def wrong(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        options = options_of(layer)
-        return right(losses.softmax_cross_entropy(**{name: o for name, o in options.items() if name != option}), params, x, dy)
+def _without(option: str) -> Wrong:
+    """Returns the rule of the same cross-entropy without an option."""
+    def wrong(right: Right) -> tuple[Tree, Any]:
+        others = {name: value for name, value in right.options.items() if name != option}
+        return right.given(layer=_entropy(**others)).gradients
 
     return wrong
 
 
-def _over_all_rows(layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-    """Divided by the number of rows, ignored ones and those of weight 0 counted in full."""
-    options = options_of(layer)
-    _, target, *weights = x
-    kept = jnp.ones(jnp.shape(x[0])[:-1], x[0].dtype)
-    if "ignore_index" in options:
-        kept = jnp.where(target == options["ignore_index"], 0, kept)
-    return jax.tree.map(lambda g: g * jnp.mean(kept * weights[0] if weights else kept), right(layer, params, x, dy))
+def _over_all_rows(right: Right) -> tuple[Tree, Any]:
+    """Divides by the number of rows: ignored ones and those of weight 0 count in full."""
+    logits, target, *weights = right.x
+    kept = jnp.ones(jnp.shape(logits)[:-1], logits.dtype)
+    if "ignore_index" in right.options:
+        kept = jnp.where(target == right.options["ignore_index"], 0, kept)
+    share = jnp.mean(kept * weights[0] if weights else kept)
+    return jax.tree.map(lambda g: g * share, right.gradients)
 
 
-@dataclass(frozen=True)
-class _Linear:
-    """The rule of linear_cross_entropy with its logits in full, and where it may go wrong."""
+def _linear_rule(right: Right, *, target: bool = True, smoothed: bool = True,
+                 all_counted: bool = False, bias_sum: bool = True, last_dropped: bool = False,
+                 last_alone: bool = False) -> tuple[Tree, Any]:
+    """Returns the gradients by a rule with the logits in full; every option is a mistake."""
+    params, options, (x, labels) = right.params, right.options, right.x
+    vocabulary = options["vocabulary"]
+    h, labels = x.reshape(-1, x.shape[-1]), labels.reshape(-1)
+    logits = h @ params["w"].T
+    if "b" in params:
+        logits = logits + jnp.broadcast_to(params["b"], logits.shape)
+    smoothing = options.get("label_smoothing", 0) * smoothed
+    t = (1 - smoothing) * jax.nn.one_hot(labels, vocabulary, dtype=h.dtype) + smoothing / vocabulary
+    counted = labels != options["ignore_index"] if "ignore_index" in options else labels == labels
+    g = jax.nn.softmax(logits) - t * target
+    g = jnp.where(jnp.broadcast_to(counted[:, None], g.shape), g, 0) * right.dy
+    g = g / (len(labels) if all_counted else jnp.sum(counted, dtype=g.dtype))
+    axis = ["tokens", "vocabulary"].index(options.get("axis", "tokens"))
+    chunk = min(options.get("chunk", g.shape[axis]), g.shape[axis])
+    last = jax.lax.broadcasted_iota(int, g.shape, axis) // chunk == (g.shape[axis] - 1) // chunk
+    g = jnp.where(last, 0, g) if last_dropped else g
+    dw = (jnp.where(last, g, 0) if last_alone else g).T @ h
+    db = jnp.sum(g, axis=0) if bias_sum else g[0]
+    dparams = {"w": dw, "b": db} if "b" in params else {"w": dw}
+    return dparams, ((g @ params["w"]).reshape(x.shape), None)
 
-    target: bool = True
-    smoothed: bool = True
-    all_counted: bool = False
-    bias_sum: bool = True
-    last_dropped: bool = False
-    last_alone: bool = False
 
-    def __call__(self, layer: Layer, params: Tree, x: Any, dy: Any) -> tuple[Tree, Any]:
-        options = options_of(layer)
-        vocabulary = options["vocabulary"]
-        h, labels = x[0].reshape(-1, x[0].shape[-1]), x[1].reshape(-1)
-        logits = h @ params["w"].T
-        if "b" in params:
-            logits = logits + jnp.broadcast_to(params["b"], logits.shape)
-        smoothing = options.get("label_smoothing", 0) * self.smoothed
-        t = (1 - smoothing) * jax.nn.one_hot(labels, vocabulary, dtype=h.dtype) + smoothing / vocabulary
-        counted = labels != options["ignore_index"] if "ignore_index" in options else labels == labels
-        g = jax.nn.softmax(logits) - t * self.target
-        g = jnp.where(jnp.broadcast_to(counted[:, None], g.shape), g, 0) * dy
-        g = g / (len(labels) if self.all_counted else jnp.sum(counted, dtype=g.dtype))
-        axis = ["tokens", "vocabulary"].index(options.get("axis", "tokens"))
-        chunk = min(options.get("chunk", g.shape[axis]), g.shape[axis])
-        last = jax.lax.broadcasted_iota(int, g.shape, axis) // chunk == (g.shape[axis] - 1) // chunk
-        g = jnp.where(last, 0, g) if self.last_dropped else g
-        dw = (jnp.where(last, g, 0) if self.last_alone else g).T @ h
-        db = jnp.sum(g, axis=0) if self.bias_sum else g[0]
-        return {"w": dw, "b": db} if "b" in params else {"w": dw}, ((g @ params["w"]).reshape(x[0].shape), None)
+def _never_clipped(right: Right) -> tuple[Tree, Any]:
+    y, target = right.x
+    dy = (y - target) * right.dy / y.size
+    return (), (dy, -dy)
+
+
+def _sigmoid_alone(right: Right) -> tuple[Tree, Any]:
+    logits, _ = right.x
+    share = right.dy / logits.size
+    return (), (jax.nn.sigmoid(logits) * share, -logits * share)
 
 
 BUGS: Bugs = {
     "softmax_cross_entropy": {
         "p, without the - t": _p_alone,
-        "without the label smoothing in the backward": _unless("label_smoothing"),
-        "without the class weights in the backward": _unless("class_weights"),
+        "without the label smoothing in the backward": _without("label_smoothing"),
+        "without the class weights in the backward": _without("class_weights"),
         "with the ignored rows in the divisor": _over_all_rows,
     },
     "linear_cross_entropy": {
-        "p, without the - t": _Linear(target=False),
-        "without the label smoothing in the backward": _Linear(smoothed=False),
-        "with the ignored rows in the divisor": _Linear(all_counted=True),
-        "db of the first row alone: its sum is missing": _Linear(bias_sum=False),
-        "without the last chunk": _Linear(last_dropped=True),
-        "dw of the last chunk alone": _Linear(last_alone=True),
+        "p, without the - t": partial(_linear_rule, target=False),
+        "without the label smoothing in the backward": partial(_linear_rule, smoothed=False),
+        "with the ignored rows in the divisor": partial(_linear_rule, all_counted=True),
+        "db of the first row alone: its sum is missing": partial(_linear_rule, bias_sum=False),
+        "without the last chunk": partial(_linear_rule, last_dropped=True),
+        "dw of the last chunk alone": partial(_linear_rule, last_alone=True),
     },
-    "binary_cross_entropy_with_logits": {
-        "p, without the - t": lambda layer, params, x, dy: (
-            (), (jax.nn.sigmoid(x[0]) * dy / x[0].size, -x[0] * dy / x[0].size)),
-    },
+    "binary_cross_entropy_with_logits": {"p, without the - t": _sigmoid_alone},
     "huber": {
-        "never clipped: the cotangent of half the squared error": lambda layer, params, x, dy: (
-            (), ((x[0] - x[1]) * dy / x[0].size, (x[1] - x[0]) * dy / x[0].size)),
-        "clipped to delta = 1": lambda layer, params, x, dy: right(losses.huber(), params, x, dy),
+        "never clipped: the cotangent of half the squared error": _never_clipped,
+        "clipped to delta = 1": lambda right: right.given(layer=losses.huber()).gradients,
     },
 }
