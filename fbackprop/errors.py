@@ -4,6 +4,8 @@ A message names an option in backquotes, as `clip`; the command line shows it as
 """
 
 import signal
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class Problem(Exception):
@@ -36,3 +38,16 @@ class Interrupted(Problem):
     def __init__(self, number: int, after: str = "") -> None:
         super().__init__(f"ended by {signal.Signals(number).name}{after}")
         self.number, self.exit_code = number, 128 + number
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Returns a question that names the nearest choice, "" where none is near."""
+    nearest = get_close_matches(word, list(choices), 1)
+    return f"Did you mean {nearest[0]}?" if nearest else ""
+
+
+def unknown(what: str, word: str, choices: Iterable[str], also: str = "", hint: str = "") -> Problem:
+    """Returns the Problem of a word that is none of `choices`; hint: said where no choice is near."""
+    choices = list(choices)
+    expected = f"{what} {word!r}: expected one of {', '.join(choices)}{also}."
+    return Problem(f"{expected} {did_you_mean(word, choices) or hint}".rstrip())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from .checks import expect
 from .dtypes import is_floating
 from .layer import Layer, wrapper
 from .params import Static, Tree, is_carried
-from .transform import map_layers_with_path
+from .transform import layers_by_path, map_layers_with_path, matching
 
 Cast = Callable[[Tree], Tree]
 
@@ -56,24 +55,18 @@ def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> L
            f"PRECISIONS has those with a name: {', '.join(PRECISIONS)}", TypeError)
     expect(not isinstance(keep, str) and keep is not None, "keep",
            "globs of layer paths, as (\"4\", \"2/*\")", repr(keep), error=TypeError)
-    seen: list[str] = []
-
-    def kept(path: str) -> bool:
-        return any(fnmatchcase(path, glob) for glob in keep)
+    layers = layers_by_path(net)
+    kept = {path for glob in keep for path in matching(layers, glob, "keep")}
 
     def rewritten(path: str, layer: Layer) -> Layer:
-        seen.append(path)
-        if any(map(kept, _above(path))):
+        if not kept.isdisjoint(_above(path)):
             return layer
         wide, narrow = partial(_cast, policy.params), partial(_cast, policy.compute)
-        if kept(path):
+        if path in kept:
             return _between(layer, wide, wide, partial(_cast, policy.compute, scalars=False), wide)
         return layer if layer.parts else _between(layer, narrow, narrow, _same, wide)
 
     inside = map_layers_with_path(net, rewritten)
-    for glob in keep:
-        expect(any(fnmatchcase(path, glob) for path in seen), f"keep {glob!r}", f"a match among the layer paths {sorted(seen)}",
-               "none")
     narrow = partial(_cast, policy.compute)
     whole = lambda layer: _between(layer, _same, narrow, partial(_cast, policy.output), narrow)
     if len(inside.parts) > 1 and inside.wraps:  # an objective: its loss takes the target as it is

@@ -8,16 +8,14 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..errors import Problem
+from ..errors import Problem, unknown
 from .options import parse, screen
 
 RESULTS = Path("runs/experiments")
@@ -74,9 +72,7 @@ def run(argv: list[str]) -> int:
             print(f"{name}: left out, {found[name].needs} is not installed", file=sys.stderr)
     for name in names:
         if name not in found:
-            close = get_close_matches(name, found, 1)
-            raise Problem(f"experiment {name!r}: expected one of {', '.join(found)}."
-                          + (f" Did you mean {close[0]}?" if close else ""))
+            raise unknown("experiment", name, found)
     return ran(folder, names, options)
 
 
@@ -144,27 +140,19 @@ def ran(folder: Path, names: list[str], options: Options) -> int:
             print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
             command = [sys.executable, str(folder / f"{name}.py"), "--seed", str(seed), "--out", options.out]
             earlier = last_results(name, Path(options.out))[-1:]
-            code = subprocess.run([*command, *["--quick"] * options.quick], env=environment, stdout=output(options)).returncode
+            command += ["--quick"] * options.quick
+            sys.stdout.flush()  # what an experiment prints comes after; with --json stdout is for machines
+            code = subprocess.run(command, env=environment, stdout=sys.stderr if options.json else None).returncode
             result = last_results(name, Path(options.out))[-1:]  # the earlier one still, where this run broke down
             claims, seconds = ([], None) if result == earlier else (result[0]["claims"], result[0]["seconds"])
             rows.append({"experiment": name, "seed": seed, "exit_code": code, "passed": code == 0, "seconds": seconds,
                          "failed": [claim["claim"] for claim in claims if not claim["holds"]]})
             table.add_row(name, str(seed), f"{sum(claim['holds'] for claim in claims)} of {len(claims)}",
                           "as expected" if code == 0 else f"NOT as expected, exit code {code}", str(seconds))
-    told(console, table, rows)
-    if options.json:
-        print(json.dumps({"verb": "experiments", "passed": all(row["passed"] for row in rows), "runs": rows}))
-    return 0 if all(row["passed"] for row in rows) else 1
-
-
-def output(options: Options) -> Any:
-    """Where an experiment prints: with --json stdout is for machines."""
-    sys.stdout.flush()
-    return sys.stderr if options.json else None
-
-
-def told(console: Console, table: Table, rows: list[dict[str, Any]]) -> None:
     console.print(table)
     for row in rows:
         for claim in row["failed"]:
             console.print(f"{row['experiment']}, seed {row['seed']}: does not hold: {claim}")
+    if options.json:
+        print(json.dumps({"verb": "experiments", "passed": all(row["passed"] for row in rows), "runs": rows}))
+    return 0 if all(row["passed"] for row in rows) else 1

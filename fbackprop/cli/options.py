@@ -9,14 +9,13 @@ import json
 import re
 import sys
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from rich.console import Console
 
-from ..errors import FileProblem, Problem
+from ..errors import FileProblem, Problem, unknown
 
 T = TypeVar("T")
 
@@ -78,9 +77,7 @@ def _from_toml(kind: type, path: Path) -> list[list[str]]:
         if name == "model":
             continue  # a run's own config.toml names it; the command line decides
         if name not in types:
-            close = get_close_matches(name, types, 1)
-            raise Problem(f"{path}: key {key!r}: expected one of {', '.join(sorted(types))}."
-                          + (f" Did you mean {close[0]}?" if close else ""))
+            raise unknown(f"{path}: key", key, sorted(types))
         wanted = [t for t in get_args(types[name]) or (types[name],) if t is not type(None)]
         if not any(value == t or (isinstance(t, type) and _is_a(value, t)) for t in wanted):
             expected = " or ".join(t.__name__ if isinstance(t, type) else repr(t) for t in wanted)

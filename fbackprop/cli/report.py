@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -37,8 +38,7 @@ def run(argv: list[str]) -> int:
     options = parse(Options, "report", argv)
 
     from ..report.history import read_run
-    from ..report.names import layer_names
-    from ..report.report import FIGURES, draw, report, task_of
+    from ..report.report import FIGURES, draw, layer_names, report, task_of
     from ..train.run.log import plain
 
     directory = Path(options.run_dir)
@@ -92,15 +92,12 @@ def heading(name: str) -> Column:
 
 def mark_lines(marks: list) -> list[str]:
     """Events and alerts in order, a line each; what comes again and again is one line, the middle of very many left out."""
-    lines: list[tuple[str, int, Any]] = []
-    for mark in marks:
-        if lines and (mark.kind, mark.layer, mark.ended) == (lines[-1][2].kind, lines[-1][2].layer, lines[-1][2].ended):
-            first, count, _ = lines[-1]
-            lines[-1] = (first, count + 1, mark)
-        else:
-            kind = f"{mark.kind}: " if mark.alert and not mark.ended else ""  # an event's text begins with it
-            lines.append((f"step {mark.step}: {kind}{mark.text}", 1, mark))
-    said = [text + (f" ({count} times, the last at step {last.step})" if count > 1 else "") for text, count, last in lines]
+    said: list[str] = []
+    for _, same in groupby(marks, key=lambda mark: (mark.kind, mark.layer, mark.ended)):
+        first, *more = same
+        kind = f"{first.kind}: " if first.alert and not first.ended else ""  # an event's text begins with it
+        again = f" ({1 + len(more)} times, the last at step {more[-1].step})" if more else ""
+        said.append(f"step {first.step}: {kind}{first.text}{again}")
     if len(said) > MOST:
         said[MOST // 2:-MOST // 2] = [f"... {len(said) - MOST} more ..."]
     return said
@@ -108,8 +105,7 @@ def mark_lines(marks: list) -> list[str]:
 
 def layers_table(found: Report, names: dict[str, str]) -> Table:
     """A row per layer of the last look, a column for each quantity that is known of any."""
-    from ..report.history import SHARES
-    from ..report.names import label
+    from ..report.history import SHARES, label
     from ..report.report import COLUMNS
 
     columns = [key for key in COLUMNS if any(key in about for about in found.layers.values())]

@@ -6,14 +6,13 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..errors import Failure, Problem
+from ..errors import Failure, Problem, unknown
 from .options import parse, screen
 
 
@@ -68,13 +67,10 @@ def _table(options: Options) -> dict[str, Any]:
 
     cases, began = CASES, time.perf_counter()
     if options.layer is not None:
-        family = {case: case.family for case in CASES}
-        cases = tuple(case for case in CASES if options.layer in (case.of, family[case]))
+        cases = tuple(case for case in CASES if options.layer in (case.of, case.family))
         if not cases:
-            names = sorted({case.of for case in CASES} | set(family.values()))
-            close = get_close_matches(options.layer, names, 1)
-            raise Problem(f"layer {options.layer!r}: expected one of {', '.join(names)}."
-                          + (f" Did you mean {close[0]}?" if close else ""))
+            names = {name for case in CASES for name in (case.of, case.family)}
+            raise unknown("layer", options.layer, sorted(names))
     table = Table("layer", "verdict", "planted bugs caught", "draws", "false alarms")
     details: list[str] = []
 

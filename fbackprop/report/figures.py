@@ -7,8 +7,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .history import GRADIENT, RATIO, UPDATE, WEIGHTS, History, Mark, Row, layer_series, series
-from .names import label, place
+from .history import GRADIENT, RATIO, UPDATE, WEIGHTS, History, label, layer_series, place, series
 
 DPI, WIDE = 100, 12.0
 # told apart by colour-blind eyes too (Okabe and Ito 2008); without the yellow, which is pale on white
@@ -50,7 +49,7 @@ def training(history: History) -> Figure | None:
             axes[1].annotate(f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, -14), textcoords="offset points",
                              ha="right", color=CYCLE[2])
     for ax in axes:
-        _mark(ax, history.marks, written=ax is axes[0])
+        _mark(ax, history, written=ax is axes[0])
     return figure
 
 
@@ -87,11 +86,11 @@ def _log(ax: Axes, values: list[float]) -> None:
             ax.yaxis.set_minor_formatter("{x:g}")
 
 
-def _mark(ax: Axes, marks: list[Mark], written: bool) -> None:
+def _mark(ax: Axes, history: History, written: bool) -> None:
     """A vertical line a mark, with its words where there is room: beside, else above those of the line before."""
     low, high = ax.get_xlim()
     before, height, said = -np.inf, FLOORS[0], 0
-    for mark in sorted(marks, key=lambda mark: mark.step):
+    for mark in sorted(history.marks, key=lambda mark: mark.step):
         color = OVER if mark.ended else ALERT_BROWN if mark.alert else EVENT_RED
         ax.axvline(mark.step, color=color, linewidth=1.2, linestyle="--" if mark.alert else "-", alpha=0.8)
         near = mark.step - before < 0.025 * (high - low)
@@ -142,8 +141,8 @@ def _whole(history: History, key: str) -> dict[str, tuple[list[int], list[float]
     if key != RATIO:
         steps, values = series(history.steps, key)
     else:
-        rows: list[Row] = [{"step": row["step"], RATIO: row[UPDATE] / row[WEIGHTS]} for row in history.steps
-                           if isinstance(row.get(UPDATE), float) and isinstance(row.get(WEIGHTS), float) and row[WEIGHTS]]
+        rows = [{"step": row["step"], RATIO: row[UPDATE] / row[WEIGHTS]} for row in history.steps
+                if isinstance(row.get(UPDATE), float) and isinstance(row.get(WEIGHTS), float) and row[WEIGHTS]]
         steps, values = series(rows, RATIO)
     return {WHOLE: (steps, values)} if steps else {}
 

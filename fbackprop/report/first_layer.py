@@ -17,17 +17,15 @@ from matplotlib.image import AxesImage
 
 from ..errors import Problem
 from ..gradients import value_and_grad
-from ..layer import Layer
 from ..params import paths, split
 from ..train.store.checkpoint import Stored, fill, read
 from ..train.store.rundir import CHECKPOINTS
 from ..train.store.saver import files
 from ..train.task.recipe import start
 from ..train.task.task import Task
-from ..transform import map_layers_with_path
+from ..transform import layers_by_path
 from .figures import DPI, WIDE
-from .history import History
-from .names import label
+from .history import History, label
 
 PARAMS = "params/"  # what the names of a checkpoint's weights begin with
 UNITS, COLUMNS, ROWS = 16, 8, 6  # images a picture, images in its row, checkpoints a figure
@@ -42,7 +40,6 @@ class Moment(NamedTuple):
     step: int
     weights: np.ndarray
     gradient: np.ndarray | None
-
 
 
 def first_layer(history: History, task: Task | None, names: dict[str, str]) -> tuple[Figure | None, str]:
@@ -70,7 +67,8 @@ def first_layer(history: History, task: Task | None, names: dict[str, str]) -> t
         what = "matrix of weights in the checkpoint" if whole else "whole checkpoint yet"
         return None, "; ".join([*notes, f"no {what}, so no first_layer.png"])
     layer, _, leaf = path.removeprefix(PARAMS).rpartition("/")
-    shape = _image(moments[-1].weights, _kind(task, layer), batch)
+    found = layers_by_path(task.net).get(layer) if task else None
+    shape = _image(moments[-1].weights, found.kind if found else "", batch)
     return _figure(moments, f"{label(layer, names)}, {leaf} {list(moments[-1].weights.shape)}", shape), "; ".join(notes)
 
 
@@ -102,19 +100,6 @@ def _gradient(history: History, task: Task, path: str) -> tuple[Any, Callable[[d
         return None if found is None else np.asarray(found, np.float32)
 
     return batch, gradient
-
-
-def _kind(task: Task | None, path: str) -> str:
-    """The kind of the layer at `path`, "" where the task is gone."""
-    kinds: dict[str, str] = {}
-
-    def see(at: str, layer: Layer) -> Layer:
-        kinds[at] = layer.kind
-        return layer
-
-    if task is not None:
-        map_layers_with_path(task.net, see)
-    return kinds.get(path, "")
 
 
 def _image(weights: np.ndarray, kind: str, batch: Any) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,6 +166,18 @@ def layer_series(history: History, key: str) -> dict[str, tuple[list[int], list[
 def _norms(row: Row) -> Iterator[tuple[str, Any]]:
     norms = row.get("gradient_norms")
     yield from norms.items() if isinstance(norms, dict) else ()
+
+
+def label(path: str, names: dict[str, str]) -> str:
+    """Returns a layer's path and what it is, without the insides of a combinator. names: of layers, by path."""
+    name = names.get(re.sub(r"\[\d+\]", "", path), "")  # a repeat's block has a number of its own: 2/0[3]/1
+    return f"{path or 'net'} {name if len(name) <= 40 else name.partition('(')[0]}".rstrip()
+
+
+def place(path: str) -> tuple[list[int], list[int]]:
+    """Sorts paths as the net is written: 2 before 10, all blocks of a layer together."""
+    return ([int(part) for part in re.sub(r"\[\d+\]", "", path).split("/") if part.isdigit()],
+            [int(number) for number in re.findall(r"\[(\d+)\]", path)])
 
 
 def finite(values: Iterable[float]) -> list[float]:

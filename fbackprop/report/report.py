@@ -13,8 +13,8 @@ from ..train.run.epochs import plan
 from ..train.store.rundir import writing
 from ..train.task.builtin import load_task
 from ..train.task.task import Task
-from .history import GRADIENT, LOOK, RATIO, SCORES, SHARES, WEIGHTS, History, Mark, Row, finite, number_of, series
-from .names import layer_names, place
+from ..transform import layers_by_path
+from .history import GRADIENT, LOOK, RATIO, SCORES, SHARES, WEIGHTS, History, Mark, Row, finite, number_of, place, series
 
 FIGURES = "report"  # the directory in a run's own
 COLUMNS = {GRADIENT: "gradient norm", WEIGHTS: "weight norm", RATIO: "update / weight", **SHARES, "dy_norm": "norm of dy",
@@ -67,6 +67,11 @@ def task_of(history: History) -> tuple[Task | None, str]:
         return load_task(history.config), ""
     except Problem as problem:
         return None, str(problem)
+
+
+def layer_names(task: Task | None) -> dict[str, str]:
+    """Returns the name of every layer by its path."""
+    return {path: layer.name for path, layer in layers_by_path(task.net).items()} if task else {}
 
 
 def report(history: History, task: Task | None, why: str = "") -> Report:

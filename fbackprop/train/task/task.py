@@ -8,13 +8,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ...checks import show
 from ...compose import objective
-from ...errors import FileProblem, Problem
+from ...errors import FileProblem, Problem, did_you_mean, unknown
 from ...layer import Layer
 from ...losses.weight import Weight, batch_size
 from .config import PRESETS, TrainConfig
@@ -73,9 +72,8 @@ def call(model: str) -> Any:
     """What the function of a `file.py:function` returns. Raises Problem: no such model, file or function, or it raised."""
     path, colon, name = model.rpartition(":")
     if not colon or not path.endswith(".py"):
-        close = get_close_matches(model, PRESETS, 1)
-        hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
-        raise Problem(f"model {model!r}: expected one of {', '.join(PRESETS)} or file.py:function. {hint}")
+        hint = "Your own is named file.py:function"
+        raise unknown("model", model, PRESETS, also=" or file.py:function", hint=hint)
     file = Path(path)
     if not file.is_file():
         raise FileProblem(f"{file}: expected a Python file, found none. The working directory is {Path.cwd()}")
@@ -83,8 +81,8 @@ def call(model: str) -> Any:
         module = _import(file)
     function = getattr(module, name, None)
     if not callable(function):
-        close = get_close_matches(name, [key for key, value in vars(module).items() if callable(value)], 1)
-        raise Problem(f"{file}: expected a function {name!r}, found none." + (f" Did you mean {close[0]}?" if close else ""))
+        near = did_you_mean(name, [key for key, value in vars(module).items() if callable(value)])
+        raise Problem(f"{file}: expected a function {name!r}, found none. {near}".rstrip())
     with users_code(model, f"{name}()"):
         return function()
 
