@@ -31,6 +31,7 @@ def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tr
 
     return y, pullback
 
+
 ValueAndGrad = Callable[..., tuple[jax.Array, Tree]]
 
 
@@ -45,9 +46,7 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, residuals = whole.forward(params, canonical(batch))
-        _expect_scalar("value", value)
-        _expect_scalar("seed", jnp.asarray(seed, value.dtype))
-        grads, _ = whole.backward(params, residuals, jnp.asarray(seed, value.dtype))
+        grads, _ = whole.backward(params, residuals, _cotangent(seed, value))
         return value, grads
 
     return run
@@ -63,9 +62,7 @@ def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
 
         def value_of(floats: Tree) -> tuple[jax.Array, jax.Array]:
             value, _ = whole.forward(merge(combine(floats, others), state), canonical(batch))
-            _expect_scalar("value", value)
-            _expect_scalar("seed", jnp.asarray(seed, value.dtype))
-            return value * jnp.asarray(seed, value.dtype), value
+            return value * _cotangent(seed, value), value
 
         (_, value), gradients = jax.value_and_grad(value_of, has_aux=True)(floats)
         if not any(map(is_carried, jax.tree.leaves(state, is_leaf=is_carried))):
@@ -76,9 +73,13 @@ def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
     return run
 
 
-def _expect_scalar(what: str, value: Any) -> None:
+def _cotangent(seed: Any, value: Any) -> jax.Array:
+    """Returns `seed` in the dtype of `value`. Raises ValueError unless both are floating scalars."""
     ok = hasattr(value, "dtype") and value.shape == () and is_floating(value)
-    expect(ok, what, "one floating scalar", value, "Pass the loss: value_and_grad(net, loss)" if what == "value" else "")
+    expect(ok, "value", "one floating scalar", value, "Pass the loss: value_and_grad(net, loss)")
+    seed = jnp.asarray(seed, value.dtype)
+    expect(seed.shape == (), "seed", "one floating scalar", seed)
+    return seed
 
 
 def as_custom_vjp(net: Layer) -> Callable[[Tree, Any], Any]:

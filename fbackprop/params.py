@@ -5,7 +5,7 @@ In `dparams` a `State(value)` has become `Next(value)`: its successor, not a gra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -58,13 +58,13 @@ class Next(_Carried):
 @tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)
 class Wrapped:
-    """Params of a wrapper that needs some of its own: paths show what is inside as if nothing were around it."""
+    """Params of what a wrapper wraps, and of the wrapper itself. Paths show the inner as if nothing were around it."""
 
     inner: Tree
-    own: Tree
+    outer: Tree
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Hidden, Tree], ...], None]:
-        return ((Hidden("inner"), self.inner), (Hidden("own"), self.own)), None
+        return ((Hidden("inner"), self.inner), (Hidden("outer"), self.outer)), None
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Tree, Tree]) -> Wrapped:
@@ -103,6 +103,14 @@ def merge(trainable: Tree, state: Tree) -> Tree:
 def paths(tree: Tree) -> dict[str, Any]:
     """Every leaf by its path, in order: `{"0/w": ..., "0/b": ...}`; what State, Next and Wrapped add to a path is left out."""
     return {path: leaf for path, leaf in named_leaves(tree) if leaf is not None}
+
+
+def by_layer(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns leaves by the path of their layer, each with its own path, in order."""
+    layers: dict[str, dict[str, Any]] = {}
+    for path, leaf in leaves.items():
+        layers.setdefault(path.rpartition("/")[0], {})[path] = leaf
+    return layers
 
 
 def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] = lambda n: n is None) -> list[tuple[str, Any]]:

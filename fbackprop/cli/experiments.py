@@ -57,11 +57,11 @@ def run(argv: list[str]) -> int:
     """Lists or runs. Exit code 1 when an expected result does not come out."""
     options = parse(Options, "experiments", argv)
     folder = find_folder()
-    found = {path.stem: described(path) for path in sorted(folder.glob("*.py")) if is_experiment(path)}
+    found = {path.stem: describe(path) for path in sorted(folder.glob("*.py")) if is_experiment(path)}
     if any(seed < 0 for seed in options.seed) or not options.seed:
         raise Problem("--seed: expected whole numbers of at least 0")
     if not options.words:
-        return listed(found, options)
+        return list_all(found, options)
     if options.words[0] != "run" or len(options.words) == 1:
         raise Problem(f"experiments: expected nothing, or run and names, got {' '.join(options.words)!r}. "
                       "fbackprop experiments lists the names")
@@ -73,7 +73,7 @@ def run(argv: list[str]) -> int:
     for name in names:
         if name not in found:
             raise unknown("experiment", name, found)
-    return ran(folder, names, options)
+    return run_all(folder, names, options)
 
 
 def find_folder() -> Path:
@@ -88,7 +88,7 @@ def is_experiment(path: Path) -> bool:
     return "\ndef experiment(" in path.read_text(encoding="utf-8")
 
 
-def described(path: Path) -> Experiment:
+def describe(path: Path) -> Experiment:
     """From the docstring alone: nothing is imported."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     question, _, rest = text.partition("\n")
@@ -109,7 +109,7 @@ def last_results(name: str, out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def listed(found: dict[str, Experiment], options: Options) -> int:
+def list_all(found: dict[str, Experiment], options: Options) -> int:
     """The table, and the same as JSON."""
     table, rows = Table("experiment", "rows", "question", "last result"), []
     for each in found.values():
@@ -130,9 +130,10 @@ def in_words(last: dict[str, Any] | None) -> str:
     return f"{fate}, seed {last['seed']}" + ", quick" * last["quick"] + f", {last['seconds']:.0f} s"
 
 
-def ran(folder: Path, names: list[str], options: Options) -> int:
+def run_all(folder: Path, names: list[str], options: Options) -> int:
     """Each in a process of its own, one after the other; what it prints passes through."""
-    console, table, rows = screen(), Table("experiment", "seed", "claims that hold", "result", "s"), []
+    console, table = screen(), Table("experiment", "seed", "claims that hold", "result", "s")
+    rows: list[dict[str, Any]] = []
     path = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     for name in names:

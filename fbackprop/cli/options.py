@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from rich.console import Console
+from rich.table import Column
 
 from ..errors import FileProblem, Problem, unknown
 
@@ -51,6 +52,11 @@ class Screen(Console):
 def screen(quiet: bool = False) -> Console:
     """stdout for people: as wide as the terminal, wide enough for a table where there is none."""
     return Screen(highlight=False, markup=False, quiet=quiet, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+
+
+def numeric(*names: str) -> list[Column]:
+    """Returns the columns of a table that hold numbers."""
+    return [Column(name, justify="right") for name in names]
 
 
 def _value_of(flag: str, argv: list[str]) -> str | None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from tyro.conf import Positional
 
-from .options import parse, screen
+from .options import numeric, parse, screen
 
 if TYPE_CHECKING:
     from ..report.report import Report
@@ -79,15 +79,11 @@ def scores_table(found: Report) -> Table:
     """First, last and best of every measured quantity."""
     from ..report.history import SCORES
 
-    table = Table("", *(heading(name) for name in ("first", "last", "best", "at step")))
+    table = Table("", *numeric("first", "last", "best", "at step"))
     for key, score in found.scores.items():
         best = "-" if score.best is None else f"{score.best:.4f}"
         table.add_row(SCORES[key], f"{score.first:.4f}", f"{score.last:.4f}", best, str(score.best_step or 0))
     return table
-
-
-def heading(name: str) -> Column:
-    return Column(name, justify="right")
 
 
 def mark_lines(marks: list) -> list[str]:
@@ -109,7 +105,7 @@ def layers_table(found: Report, names: dict[str, str]) -> Table:
     from ..report.report import COLUMNS
 
     columns = [key for key in COLUMNS if any(key in about for about in found.layers.values())]
-    table = Table(Column("layer", no_wrap=True), *(heading(COLUMNS[key]) for key in columns),
+    table = Table(Column("layer", no_wrap=True), *numeric(*(COLUMNS[key] for key in columns)),
                   title=f"layers at step {found.layers_step}", title_justify="left")
     for path, about in found.layers.items():
         shown = {key: f"{value:.1%}" if key in SHARES else f"{value:.3g}" for key, value in about.items()}

@@ -15,12 +15,12 @@ import numpy as np
 from ..compose import objective
 from ..gradients import auto_value_and_grad, predict, value_and_grad
 from ..jaxprs.flops import count_flops
-from ..layer import Layer, wrapper
+from ..layer import Layer
 from ..layers.function import from_function
-from ..observe.record import Record, beside_records, records
+from ..observe.record import beside_records, recording, records
 from ..observe.summary import Row, summarize
 from ..observe.taps import tap
-from ..params import Next, State, Tree, Wrapped, split
+from ..params import Tree, split
 from ..transform import map_layers, map_layers_with_path
 from ..verify.gradient_error import gradient_error
 
@@ -99,10 +99,10 @@ def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int
     for name, each in measured.items():
         each.ms = float(np.median(spent[name]))
     return Comparison(rows, measured["manual"], measured["auto"], float(np.median(spent["manual"] / spent["auto"])),
-                      count_flops(partial(value_of, net, loss), params, batch), apart(net, loss, params, batch))
+                      count_flops(partial(value_of, net, loss), params, batch), largest_error(net, loss, params, batch))
 
 
-def apart(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
+def largest_error(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
     """The largest gradient error of any leaf; its noise is the largest of a dozen draws."""
     measure = gradient_error(net, loss)
     draws = [measure(params, batch, seed)[0] for seed in range(4)]
@@ -229,18 +229,8 @@ def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str,
 
 
 def recalling(layer: Layer) -> Layer:
-    """`layer` with a Record beside its params of (mark, params, x, dy). Each repeat around it puts an axis before them all."""
-    def init(key: jax.Array, x: Any) -> Tree:
-        return Wrapped(layer.init(key, x), State(Record(jnp.zeros(()), KIND, layer.name, layer.kind)))
+    """Returns `layer` with a Record of (mark, params, x, dy). Each repeat around it puts an axis before them all."""
+    def read(params: Tree, x: Any, residuals: Any, dy: Any, dparams: Tree, dx: Any) -> Tree:
+        return jnp.zeros(()), params, x, dy
 
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        y, residuals = layer.forward(params.inner, x)
-        return y, (x, residuals)
-
-    def backward(params: Tree, kept: Any, dy: Any) -> tuple[Tree, Any]:
-        x, residuals = kept
-        dparams, dx = layer.backward(params.inner, residuals, dy)
-        seen = replace(params.own.value, value=(jnp.zeros(()), params.inner, x, dy))
-        return Wrapped(dparams, Next(seen)), dx
-
-    return wrapper(layer, "recalling", recalling, forward, backward, init, role="records")
+    return recording(layer, KIND, jnp.zeros(()), read, note=lambda x, y: x)

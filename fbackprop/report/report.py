@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Problem
-from ..train.run.epochs import plan
+from ..train.run.epochs import length
 from ..train.store.rundir import writing
 from ..train.task.builtin import load_task
 from ..train.task.task import Task
@@ -96,7 +96,7 @@ def _planned(history: History, task: Task | None) -> int | None:
     if task is None:
         return history.config.steps
     try:
-        return plan(task, history.config).steps
+        return length(task, history.config).steps
     except Problem:
         return history.config.steps
 

@@ -128,11 +128,11 @@ def find_work(name: str, small: bool = False) -> Work:
         return (SMALL if small else WORKS)[name]
 
     from ...train.task.config import TrainConfig
-    from ...train.task.task import own_task
+    from ...train.task.task import task_from_file
 
     if ".py" not in name:
         close = get_close_matches(name, WORKS, 1)
         hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
         raise Problem(f"work {name!r}: expected one of {', '.join(WORKS)} or file.py:function. {hint}")
-    task = own_task(TrainConfig.of(model=name))
+    task = task_from_file(TrainConfig.of(model=name))
     return Work(name, {FULL: lambda: task.net}, task.loss, lambda seed: jax.tree.map(jnp.asarray, task.batches(seed, 0)))

@@ -14,7 +14,6 @@ from typing import Any
 from ...observe.origin import first_bad
 from ...observe.reading import Reading, turn
 from .alerts import Alert, Finding, Latch, Thresholds
-from .symptoms import in_probe
 
 KEPT = 64  # looks that are remembered, evenly over the whole run
 
@@ -50,7 +49,7 @@ class Monitor:
         self._losses.append(loss)
         self._moved.append(_moved(layers))
         if self._steps % self.thresholds.look == 0:
-            for finding in self._slow(number):
+            for finding in (self._growing(number), self._high(), self._low(number), self._plateau(number)):
                 alerts += self._look(number, finding)
             self._remember(number)
         return alerts
@@ -62,7 +61,8 @@ class Monitor:
         if origin is not None:
             text = f"{origin} is the first of the pass that is not finite: look there for a division, a log or an overflow."
             return self._look(number, Finding("non-finite", origin.path, 1.0, True, False, text))
-        return [alert for finding in in_probe(readings, self.thresholds) for alert in self._look(number, finding)]
+        findings = _probe_findings(readings, self.thresholds)
+        return [alert for finding in findings for alert in self._look(number, finding)]
 
     def describe(self) -> dict[str, Any]:
         """What is known now, ready for JSON (None for what is not finite): kinds raised, norms of the last step's layers, what
@@ -73,9 +73,8 @@ class Monitor:
         probes = {path: {"layer": seen.layer, "y_rms": seen.y.rms, "dy_norm": seen.dy.norm, "dparams_norm": seen.dparams.norm,
                          "dead": seen.dead, "saturated": seen.saturated} for path, seen in self._readings.items()}
         spread = _ratio(max(gradients), min(gradients)) if gradients else None
-        found: dict[str, Any] = _for_json({"raised": sorted(self._latch.raised), "layers": layers, "probe": probes,
-                                           "gradient_spread": spread})
-        return found
+        known = {"raised": self.raised, "layers": layers, "probe": probes, "gradient_spread": spread}
+        return {name: _for_json(value) for name, value in known.items()}
 
     def state(self) -> dict[str, Any]:
         """All that it goes by, ready for JSON: `Monitor.of(state)` is where this one is."""
@@ -142,10 +141,6 @@ class Monitor:
         return Finding("loss spike", "", loss, loss > bound, loss < (usual + bound) / 2,
                        f"the loss jumped to {loss:.3g} from a median of {usual:.3g}, above {bound:.3g}: most likely one bad "
                        "batch; look at its inputs and targets, clip the gradient.")
-
-    def _slow(self, number: int) -> list[Finding]:
-        """Every `look` steps."""
-        return [self._growing(number), self._high(), self._low(number), self._plateau(number)]
 
     def _high(self) -> Finding:
         t = self.thresholds
@@ -216,3 +211,57 @@ def _for_json(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _for_json(value) for key, value in tree.items()}
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _probe_findings(readings: Mapping[str, Reading], t: Thresholds) -> list[Finding]:
+    """Returns what one probe shows, each in the layer where it is worst, causes before their effects.
+
+    A dead layer lets no gradient through, so it comes before a vanishing gradient.
+    """
+    return [_alike(readings), _dead(readings, t), _saturated(readings, t), *_on_the_way_back(readings, t)]
+
+
+def _alike(readings: Mapping[str, Reading]) -> Finding:
+    """Of layers with weights: a relu whose inputs are all negative is dead, not alike."""
+    layer, share = _largest({path: seen.alike for path, seen in readings.items() if seen.dparams.size})
+    return Finding("units alike", layer, share, share == 1, share < 1,
+                   f"layer {layer}: all its units give the same output: units that start equal have equal gradients and stay "
+                   "equal; start from random weights.")
+
+
+def _dead(readings: Mapping[str, Reading], t: Thresholds) -> Finding:
+    layer, share = _largest({path: seen.dead for path, seen in readings.items() if seen.dead is not None})
+    return Finding("dead relu", layer, share, share > t.dead[0], share < t.dead[1],
+                   f"layer {layer}: {share:.0%} of its units are zero in the whole batch, above {t.dead[0]:.0%}: biases far "
+                   "below zero, often by too high a rate; lower it, start again from He's weights, or use leaky_relu.")
+
+
+def _saturated(readings: Mapping[str, Reading], t: Thresholds) -> Finding:
+    last = max(readings, key=turn, default="")
+    layer, share = _largest({path: seen.saturated for path, seen in readings.items()
+                             if seen.saturated is not None and path != last})
+    return Finding("saturated sigmoid", layer, share, share > t.saturated[0], share < t.saturated[1],
+                   f"layer {layer}: {share:.0%} of its outputs lie where its slope is below 4 % of the largest, above "
+                   f"{t.saturated[0]:.0%}: weights or inputs too large; scale inputs to size 1, start from Xavier's weights.")
+
+
+def _on_the_way_back(readings: Mapping[str, Reading], t: Thresholds) -> list[Finding]:
+    """Norms of dy against the one that the loss hands in. A scalar output is a loss itself: its dy is 1, whatever happens."""
+    norms = {path: readings[path].dy.norm for path in sorted(readings, key=turn)
+             if readings[path].dy.size and readings[path].y.size > 1}
+    given = norms[next(reversed(norms))] if norms else 0.0
+    shares = {path: norm / given for path, norm in norms.items()} if given else {}
+    low, least = min(shares.items(), key=lambda item: item[1], default=("", 1.0))
+    high, most = _largest(shares)
+    return [
+        Finding("vanishing", low, least, least < t.vanishing[0], least > t.vanishing[1],
+                f"layer {low}: its dy has {least:.1e} of the norm that the last layer's has, below {t.vanishing[0]:g}: the "
+                "gradient shrinks on the way back; larger weights (He, Xavier), relu, norms, skips or fewer layers help."),
+        Finding("exploding", high, most, most > t.exploding[0], most < t.exploding[1],
+                f"layer {high}: its dy has {most:.1e} times the norm that the last layer's has, above {t.exploding[0]:g}: the "
+                "gradient grows on the way back; start from smaller weights, clip it, add norms."),
+    ]
+
+
+def _largest(values: Mapping[str, float]) -> tuple[str, float]:
+    return max(values.items(), key=lambda item: item[1], default=("", 0.0))

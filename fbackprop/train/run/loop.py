@@ -20,11 +20,11 @@ from ..step.optimizer import optimizer
 from ..step.training import NORMS, Training, begin, make_training_step, trained_layers
 from ..store.saver import Saver
 from ..task.config import TrainConfig
-from ..task.recipe import computed, gradients, placed, start
+from ..task.recipe import gradients, net_in_precision, placement, start
 from ..task.task import Task
-from .epochs import Epoch, Plan, looker, plan
+from .epochs import Epoch, length, make_measure
 from .log import Log
-from .progress import Progress, Taken, Tell, enough_memory, looked
+from .progress import Progress, Taken, Tell, enough_memory, layer_rows
 from .step_probe import StepProbe
 
 IN_A_ROW = 10  # steps left out before a run that skips gives up
@@ -44,7 +44,7 @@ def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Te
         with enough_memory(lambda: run.at.step, config):
             run.go_on() if resume else run.start()
             run.all_steps()
-            return run.training.params, run.last or run.look(None), run.at.gradient_error
+            return run.training.params, run.last or run.measure_epoch(None), run.at.gradient_error
 
 
 class Run:
@@ -52,17 +52,17 @@ class Run:
 
     def __init__(self, task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Tell, saver: Saver) -> None:
         self.task, self.config, self.directory, self.tell, self.saver = task, config, directory, tell, saver
-        self.total: Plan = plan(task, config)
-        self.tx = optimizer(config, self.total.steps)
+        self.length = length(task, config)
+        self.tx = optimizer(config, self.length.steps)
         self.step = make_training_step(gradients(task, config), self.tx, config.on_nonfinite == "skip")
-        self.place, self.place_batch = placed(config)
+        self.place, self.place_batch = placement(config)
         self.training = self.first(params)
         self.at = Progress()
         self.last: Epoch | None = None
-        self.measure = looker(task, config, self.total)
-        self.probe = StepProbe(computed(task, config), task.loss, config)
+        self.measure = make_measure(task, config, self.length)
+        self.probe = StepProbe(net_in_precision(task, config), task.loss, config)
         self.layers, self.monitor = trained_layers(params), self.watcher()
-        self.every = config.checkpoint_every or self.total.per_epoch
+        self.every = config.checkpoint_every or self.length.per_epoch
         self.waiting: list[Taken] = []
         # a step that is left out must be known before the next one changes the params it was taken from
         self.behind = int(config.on_nonfinite != "skip" and config.precision != "float16")
@@ -75,7 +75,7 @@ class Run:
 
     def start(self) -> None:
         self.log, self.began = Log(self.directory), time.perf_counter()
-        self.record(self.look(None))
+        self.record(self.measure_epoch(None))
 
     def go_on(self) -> None:
         found = self.saver.newest(self.training, self.tell.say)
@@ -85,9 +85,9 @@ class Run:
             return
         self.training, header = self.place(found[0]), found[1]
         self.at = Progress(**header["progress"])
-        if self.at.step > self.total.steps:
-            raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, got {self.total.steps}. "
-                          "Give as many or more, or `out` another name for another run")
+        if self.at.step > self.length.steps:
+            raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, "
+                          f"got {self.length.steps}. Give as many or more, or `out` another name for another run")
         self.monitor = self.watcher()
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
@@ -96,7 +96,7 @@ class Run:
 
     def all_steps(self) -> None:
         with self.log:
-            while self.at.step < self.total.steps:
+            while self.at.step < self.length.steps:
                 restores = self.at.restores
                 self.one_step()
                 if self.due():
@@ -149,7 +149,7 @@ class Run:
         readings = self.probe.readings(self.training, batch)
         alerts = self.monitor.probe(self.at.step, readings)
         seen = self.monitor.describe()
-        self.log.add({"step": self.at.step, "look": looked(seen), "gradient_spread": seen["gradient_spread"]})
+        self.log.add({"step": self.at.step, "look": layer_rows(seen), "gradient_spread": seen["gradient_spread"]})
         self.alert(alerts)
 
     def watcher(self) -> Monitor:
@@ -164,19 +164,21 @@ class Run:
             self.tell.say(f"step {alert.step}: {alert.text if alert.ended else f'{alert.kind}: {alert.text}'}")
 
     def due(self) -> bool:
-        step = self.at.step
-        return step % self.total.per_epoch == 0 or step % self.every == 0 or step == self.total.steps
+        return self.epoch_ends() or self.at.step % self.every == 0
+
+    def epoch_ends(self) -> bool:
+        return self.at.step % self.length.per_epoch == 0 or self.at.step == self.length.steps
 
     def settle(self) -> None:
         """An epoch's end, a checkpoint's turn, or both."""
-        if self.at.step % self.total.per_epoch == 0 or self.at.step == self.total.steps:
-            epoch = self.look(self.at.loss_sum / max(1, self.at.losses))
+        if self.epoch_ends():
+            epoch = self.measure_epoch(self.at.loss_sum / max(1, self.at.losses))
             self.at.loss_sum, self.at.losses = 0.0, 0
             self.record(epoch)
-        if self.at.step % self.every == 0 or self.at.step == self.total.steps:
+        if self.at.step % self.every == 0 or self.at.step == self.length.steps:
             self.save()
 
-    def look(self, train_loss: float | None) -> Epoch:
+    def measure_epoch(self, train_loss: float | None) -> Epoch:
         with self.batch_of(self.at.step + 1):
             epoch = self.measure(self.training.params, self.at.step, train_loss)
         self.at.gradient_error = max(self.at.gradient_error, epoch.gradient_error)

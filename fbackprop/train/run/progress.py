@@ -55,7 +55,7 @@ class Taken(NamedTuple):
     metrics: Any
 
 
-def looked(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def layer_rows(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What a Monitor describes of each layer and block in one row, without what is not known."""
     rows: dict[str, dict[str, Any]] = {}
     for part in ("probe", "layers"):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from ...params import Tree, named_leaves
+from ...params import Tree, by_layer, paths
 from ..task.config import TrainConfig
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -55,22 +55,13 @@ def clip_by_layer_norm(max_norm: float) -> Any:
     one = optax.clip_by_global_norm(max_norm)
 
     def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
-        leaves, treedef = jax.tree.flatten(updates)
-        layers: dict[str, list[int]] = {}
-        for i, (path, _) in enumerate((path, leaf) for path, leaf in named_leaves(updates) if leaf is not None):
-            layers.setdefault(layer_of(path), []).append(i)
-        for of_layer in layers.values():
-            clipped, _ = one.update([leaves[i] for i in of_layer], optax.EmptyState())
-            for i, leaf in zip(of_layer, clipped):
-                leaves[i] = leaf
-        return jax.tree.unflatten(treedef, leaves), state
+        found = paths(updates)
+        clipped: dict[str, Any] = {}
+        for of_layer in by_layer(found).values():
+            clipped |= one.update(of_layer, optax.EmptyState())[0]
+        return jax.tree.unflatten(jax.tree.structure(updates), [clipped[path] for path in found]), state
 
     return optax.GradientTransformation(one.init, update)
-
-
-def layer_of(path: str) -> str:
-    """The path of the layer a leaf belongs to."""
-    return path.rpartition("/")[0]
 
 
 CLIPS: dict[str, Callable[[float], Any]] = {

@@ -57,12 +57,12 @@ def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, A
 
     @wraps(jitted)
     def run(params: Tree, opt_state: Any, batch: Any) -> tuple[Tree, Any, Metrics]:
-        return jitted(*apart((params, opt_state)), batch)
+        return jitted(*without_aliases((params, opt_state)), batch)
 
     return run
 
 
-def apart(tree: Any) -> Any:
+def without_aliases(tree: Any) -> Any:
     """No buffer in two leaves: several optimizers begin with one array in two places, and a buffer is donated only once."""
     leaves, treedef = jax.tree.flatten(tree)
     seen: set[int] = set()

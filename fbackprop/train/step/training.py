@@ -12,9 +12,9 @@ from jax import lax
 
 from ...dtypes import is_floating
 from ...gradients import ValueAndGrad
-from ...params import Tree, paths, split
+from ...params import Tree, by_layer, paths, split
 from .scaling import LossScale, adjust, unscale
-from .step import Metrics, apart, updated
+from .step import Metrics, updated, without_aliases
 
 NORMS = ("grad_norm", "update_norm", "param_norm")
 
@@ -84,23 +84,19 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False
         return Training(params, opt_state, guard), {"loss": value, **totals, **flags, "layers": layers}
 
     jitted = jax.jit(step, donate_argnums=0)
-    return lambda training, batch: jitted(apart(training), batch)
+    return lambda training, batch: jitted(without_aliases(training), batch)
 
 
 def trained_layers(params: Tree) -> list[str]:
     """The paths of the layers that have something to train, in the order of `layers` in the metrics."""
-    return list(_by_layer(split(params)[0]))
+    return list(_floats_by_layer(split(params)[0]))
 
 
-def _by_layer(tree: Tree) -> dict[str, list[jax.Array]]:
-    layers: dict[str, list[jax.Array]] = {}
-    for path, leaf in paths(tree).items():
-        if is_floating(leaf):
-            layers.setdefault(path.rpartition("/")[0], []).append(leaf)
-    return layers
+def _floats_by_layer(tree: Tree) -> dict[str, dict[str, jax.Array]]:
+    return by_layer({path: leaf for path, leaf in paths(tree).items() if is_floating(leaf)})
 
 
 def _layer_norms(tree: Tree) -> jax.Array:
     """(L,), float32."""
-    norms = [optax.tree.norm(leaves) for leaves in _by_layer(tree).values()]
+    norms = [optax.tree.norm(list(leaves.values())) for leaves in _floats_by_layer(tree).values()]
     return jnp.stack(norms).astype(jnp.float32) if norms else jnp.zeros(0)

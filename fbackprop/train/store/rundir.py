@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,15 +36,16 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
             raise Problem(f"{directory}: expected a directory or nothing, got a file. Give `out` another name")
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
-            if not (resume and (directory / CONFIG).exists()):
+            goes_on = resume and (directory / CONFIG).exists()
+            if goes_on:
+                expect_config(directory / CONFIG, read_toml(directory / CONFIG), config)
+            else:
                 _expect_empty(directory, force, resume)
                 for file in (directory / CHECKPOINTS).glob("step-*.npz*"):
                     file.unlink()
-                _write(directory / CONFIG, to_toml(asdict(config)))  # before all else: a directory that has it can be resumed
+            _write(directory / CONFIG, to_toml(asdict(config)))  # first: a directory that has it can be resumed
+            if not goes_on:
                 (directory / METRICS).write_bytes(b"")
-            else:
-                expect_config(directory / CONFIG, read_toml(directory / CONFIG), config)
-                _write(directory / CONFIG, to_toml(asdict(config)))
             (directory / CHECKPOINTS).mkdir(exist_ok=True)
             yield directory
 
@@ -82,19 +83,13 @@ def config_hash(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """The system gives the lock back when the process ends, however it ends: a dead one's does not count."""
-    lock = FileLock(directory / LOCK, timeout=0.5)  # a report asks for it too, for a moment
+def _locked(directory: Path) -> AbstractContextManager[Any]:
+    """Locks the directory until the end of the `with`. The system frees the lock of a process that dies."""
     try:
-        lock.acquire()
+        return FileLock(directory / LOCK).acquire(timeout=0.5)  # a report asks for it too, for a moment
     except Timeout as error:
         raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give `out` another name"
                      ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _expect_empty(directory: Path, force: bool, resume: bool) -> None:

@@ -18,7 +18,7 @@ from ...models.mlp import mlp
 from ...models.recommender import recommender
 from ...models.resnet import resnet
 from .config import TrainConfig
-from .task import Task, own_task
+from .task import Task, task_from_file
 
 Images = Callable[[np.ndarray], np.ndarray]
 
@@ -82,4 +82,4 @@ def load_task(config: TrainConfig, made: Any = None) -> Task:
 
     Raises Problem for a name, a file or a function that is not what it should be.
     """
-    return MODELS[config.model](config) if config.model in MODELS else own_task(config, made)
+    return MODELS[config.model](config) if config.model in MODELS else task_from_file(config, made)

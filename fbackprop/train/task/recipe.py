@@ -23,12 +23,12 @@ from .config import TrainConfig, memory_bytes
 from .task import Task, users_code
 
 
-def computed(task: Task, config: TrainConfig) -> Layer:
+def net_in_precision(task: Task, config: TrainConfig) -> Layer:
     """The task's network in the precision it is trained in; params and paths are those of the task's own."""
     return task.net if config.precision == "float32" else with_precision(task.net, PRECISIONS[config.precision])
 
 
-def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
+def fit_to_memory(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
     """Returns the task with checkpoints placed so that a step's loss and gradients fit in config.memory, and their bytes.
 
     Both are of each device. Raises Problem with the least possible where config.memory is below it.
@@ -39,7 +39,7 @@ def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
         share = _largest_part(part, config.devices)
         needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
     try:
-        found = planned(computed(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
+        found = planned(net_in_precision(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
     except ValueError as error:
         raise Problem(f"memory: {error}") from error
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes
@@ -55,7 +55,7 @@ def _largest_part(batch: Any, parts: int) -> Any:
 def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
     """`(params, batch, seed)`: by the hand-written chain or by jax, in one piece or in parts, in the precision asked for."""
     how = value_and_grad if config.backward == "manual" else auto_value_and_grad
-    whole = how(computed(task, config), task.loss)
+    whole = how(net_in_precision(task, config), task.loss)
     if config.devices > 1:
         whole = data_parallel(whole, devices(config.devices))
     if config.accumulate == 1:
@@ -64,7 +64,7 @@ def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
     return lambda params, batch, seed=1.0: of_parts(params, microbatches(batch, config.accumulate), seed)
 
 
-def placed(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any], Any]]:
+def placement(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any], Any]]:
     """(where a Training is put, where a batch is put): whole on every device, and split over them."""
     if config.devices == 1:
         return (lambda tree: tree), (lambda batch: batch)

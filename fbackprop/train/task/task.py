@@ -43,8 +43,8 @@ class Task:
     weight: Weight = batch_size
 
 
-def own_task(config: TrainConfig, made: Any = None) -> Task:
-    """The Task that `made`, what the function of the user's file returned, stands for.
+def task_from_file(config: TrainConfig, made: Any = None) -> Task:
+    """Returns the Task of a `file.py:function`. made: what the function returned, where it was called already.
 
     Raises Problem for a name, a file or a function that is not what it should be.
     """
