@@ -48,7 +48,7 @@ def chain(*layers: Layer) -> Layer:
 
 
 def skip(layer: Layer) -> Layer:
-    """y = x + layer(x) on floating leaves, other leaves pass through. params: a tuple of one tree."""
+    """Returns the Layer x + layer(x), for floating leaves. params: a tuple of one tree."""
     expect_layers("skip", (layer,))
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -74,7 +74,7 @@ def skip(layer: Layer) -> Layer:
 
 
 def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
-    """TypeError unless every one is a Layer."""
+    """Raises TypeError unless every one is a Layer."""
     for i, layer in enumerate(layers):
         name = getattr(layer, "__name__", None)
         expect(isinstance(layer, Layer), f"{combinator}, part {i}", "a Layer", name or layer,
@@ -82,7 +82,7 @@ def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
 
 
 def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
-    """TypeError unless `params` is a combinator's: a tuple with one tree per layer."""
+    """Raises TypeError unless `params` is a combinator's: a tuple with one tree per layer."""
     ok = isinstance(params, tuple) and len(params) == len(layers)
     expect(ok, "params", f"a tuple of {len(layers)} trees, one per layer", params,
            "Were they made by this network's own init, or graft()ed?", TypeError)
@@ -132,7 +132,7 @@ def objective(net: Layer, loss: Layer | None = None) -> Layer:
 
 @tree_util.register_pytree_with_keys_class
 class WithLoss(Wrapped):
-    """Params of an objective whose loss has params too, a record for one: the net's, and `{"loss": params}`."""
+    """Params of an objective whose loss has params too: the net's, and `{"loss": params}`."""
 
 
 def _both(params: Tree) -> tuple[Tree, Tree]:

@@ -47,7 +47,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def unknown(what: str, word: str, choices: Iterable[str], also: str = "", hint: str = "") -> Problem:
-    """Returns the Problem of a word that is none of `choices`; hint: said where no choice is near."""
+    """Returns the Problem of a word that is no choice. hint: for a word that is near none."""
     choices = list(choices)
     expected = f"{what} {word!r}: expected one of {', '.join(choices)}{also}."
     return Problem(f"{expected} {did_you_mean(word, choices) or hint}".rstrip())

@@ -60,7 +60,7 @@ MOVED |= {f"train.{name}": f"train.{package}.{name}"
 
 
 class Moved(MetaPathFinder):
-    """Raises an error with the new name for a module that moved. It finds no module, and is asked last."""
+    """Raises an error with the new name of a module that moved. It finds no module."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         package, _, module = name.partition(".")

@@ -16,7 +16,7 @@ Rewrite = Callable[[Layer], Layer]
 
 
 def parts_with_path(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yields (path, part) of the parts of the layer at `path`. Raises TypeError for what is no Layer."""
+    """Yields (path, part) of the parts of a layer. Raises TypeError for what is no Layer."""
     expect(isinstance(layer, Layer), f"layer {path}".rstrip(), "a Layer", getattr(layer, "__name__", repr(layer)),
            f"Did you mean {getattr(layer, '__name__', 'dense')}()?", TypeError)
     for i, part in enumerate(layer.parts):
@@ -25,7 +25,7 @@ def parts_with_path(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]
 
 
 def layers_by_path(layer: Layer, path: str = "") -> dict[str, Layer]:
-    """Returns every layer of a network by its path, children first; inside wrappers, what they wrap."""
+    """Returns every layer by its path, children first. A wrapper counts as what it wraps."""
     found: dict[str, Layer] = {}
     for below, part in parts_with_path(layer, path):
         found |= layers_by_path(part, below)
@@ -55,7 +55,7 @@ def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: st
 
 
 def _rewritten(layer: Layer, fn: Rewrite) -> Layer:
-    """`fn(layer)`, with facts that apply `fn` again to what the facts of `layer` make."""
+    """Returns `fn(layer)`, with facts that apply `fn` again to the layers they make."""
     new = fn(layer)
     expect(isinstance(new, Layer), f"a rewrite of {layer.name}", "a Layer", repr(new), "Give a function from Layer to Layer",
            TypeError)
@@ -129,5 +129,5 @@ def with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
 
 
 def inference(net: Layer) -> Layer:
-    """Every layer replaced by its twin out of training; the params stay, and so does the backward pass."""
+    """Replaces every layer by its twin out of training, on the same params."""
     return map_layers(net, lambda layer: layer.inference or layer)

@@ -54,7 +54,7 @@ class Options:
 
 
 def run(argv: list[str]) -> int:
-    """Exit code 1 when a gradient is further off than rounding explains, or a peer's loss differs."""
+    """Returns 1 for a gradient that rounding does not explain. Raises Failure for a peer's loss."""
     options = parse(Options, "compare", argv)
     if options.pairs < 1 or options.rounds < 1 or options.seconds <= 0 or options.seed < 0:
         raise Problem("--pairs, --rounds: expected at least 1, --seconds: above 0, --seed: at least 0")
@@ -66,7 +66,8 @@ def run(argv: list[str]) -> int:
     # the frontier first: at this point nothing has taken an accelerator's memory
     frontier = measure_frontier(options) if options.against else None
     try:
-        net, loss, params, batch, narrow = of_work(options) if options.against else of_model(options)
+        take = of_work if options.against else of_model
+        net, loss, params, batch, narrow = take(options)
         found = compare(net, loss, params, batch, options.pairs)
     except (TypeError, ValueError) as error:
         raise Problem(f"{options.model}: {error}") from error
@@ -97,8 +98,8 @@ def of_model(options: Options) -> tuple[Layer, Layer | None, Any, Any, bool]:
     from ..train.task.builtin import load_task
     from ..train.task.config import TrainConfig
 
-    config = TrainConfig.of(model=options.model, seed=options.seed, batch_size=options.batch_size, data=options.data)
-    task = load_task(config)
+    names = ("model", "seed", "batch_size", "data")
+    task = load_task(TrainConfig.of(**{name: getattr(options, name) for name in names}))
     batch = task.batches(options.seed, 0)
     params = objective(task.net, task.loss).init(jax.random.key(options.seed), batch)
     return task.net, task.loss, params, batch, False
@@ -113,7 +114,7 @@ def of_work(options: Options) -> tuple[Layer, Layer | None, Any, Any, bool]:
 
 
 def measure_frontier(options: Options) -> Benchmark:
-    """The points of the frontier: by hand all there are, the planner's too."""
+    """Measures the points of the frontier; by hand all there are, the planner's too."""
     from ..comparison.bench.benchmark import benchmark, peers_of
 
     if options.batch_size is not None or options.data is not None:
@@ -124,7 +125,7 @@ def measure_frontier(options: Options) -> Benchmark:
 
 
 def show(console: Console, found: Comparison, bound: float | None) -> None:
-    """The layers as a table, then both arms as a whole."""
+    """Prints the layers as a table, then both arms as a whole."""
     heads = numeric("runs", "error", "kept", "by jax.vjp", "forward", "dx", "dparams", "ms", "by jax.vjp")
     table = Table("layer", *heads, title="each layer by itself: bytes kept, FLOPs, milliseconds there and back")
     for row in found.layers:
@@ -145,7 +146,7 @@ def show(console: Console, found: Comparison, bound: float | None) -> None:
 
 
 def short(number: float) -> str:
-    """1530000 -> 1.53M."""
+    """Returns a number with its unit: 1530000 is 1.53M."""
     for size, letter in UNITS:
         if number >= size:
             return f"{number / size:.3g}{letter}"
@@ -153,7 +154,7 @@ def short(number: float) -> str:
 
 
 def save(result: dict[str, Any], found: Comparison, frontier: Benchmark | None, directory: Path) -> list[Path]:
-    """compare.json and, where matplotlib is, the figures. Raises FileProblem where they cannot be written."""
+    """Writes compare.json and, with matplotlib, the figures. Raises FileProblem where it cannot."""
     from ..train.store.rundir import writing
 
     paths = [directory / "compare.json"]

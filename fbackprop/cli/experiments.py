@@ -39,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's docstring says of it."""
+    """An experiment, as its docstring describes it."""
 
     name: str
     question: str
@@ -49,7 +49,7 @@ class Experiment:
 
     @property
     def missing(self) -> bool:
-        """Whether it needs a package that is not installed."""
+        """Returns whether it needs a package that is not installed."""
         return bool(self.needs) and find_spec(self.needs) is None
 
 
@@ -77,7 +77,7 @@ def run(argv: list[str]) -> int:
 
 
 def find_folder() -> Path:
-    """experiments/ beside the package, or here. Problem without a checkout: a wheel holds none."""
+    """Returns experiments/ beside the package, or here. Raises Problem without a checkout."""
     for root in (Path(__file__).parents[2], Path.cwd()):
         if (root / "experiments" / "lab.py").exists():
             return root / "experiments"
@@ -89,7 +89,7 @@ def is_experiment(path: Path) -> bool:
 
 
 def describe(path: Path) -> Experiment:
-    """From the docstring alone: nothing is imported."""
+    """Returns the Experiment that a file's docstring describes. Nothing is imported."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     question, _, rest = text.partition("\n")
     heads = dict(line.split(maxsplit=1) for line in rest.splitlines() if line.split()[1:])
@@ -97,7 +97,7 @@ def describe(path: Path) -> Experiment:
 
 
 def last_results(name: str, out: Path) -> list[dict[str, Any]]:
-    """What the runs of an experiment left in `out`, the newest last; files that are no results are passed over."""
+    """Returns the results of an experiment in `out`, the newest last."""
     found = []
     for path in sorted(out.glob(f"{name}-seed*.json"), key=lambda path: path.stat().st_mtime):
         try:
@@ -110,7 +110,7 @@ def last_results(name: str, out: Path) -> list[dict[str, Any]]:
 
 
 def list_all(found: dict[str, Experiment], options: Options) -> int:
-    """The table, and the same as JSON."""
+    """Prints the experiments as a table, and as JSON."""
     table, rows = Table("experiment", "rows", "question", "last result"), []
     for each in found.values():
         results = last_results(each.name, Path(options.out))
@@ -131,7 +131,7 @@ def in_words(last: dict[str, Any] | None) -> str:
 
 
 def run_all(folder: Path, names: list[str], options: Options) -> int:
-    """Each in a process of its own, one after the other; what it prints passes through."""
+    """Runs each experiment in its own process; what it prints passes through."""
     console, table = screen(), Table("experiment", "seed", "claims that hold", "result", "s")
     rows: list[dict[str, Any]] = []
     path = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -142,8 +142,9 @@ def run_all(folder: Path, names: list[str], options: Options) -> int:
             command = [sys.executable, str(folder / f"{name}.py"), "--seed", str(seed), "--out", options.out]
             earlier = last_results(name, Path(options.out))[-1:]
             command += ["--quick"] * options.quick
-            sys.stdout.flush()  # what an experiment prints comes after; with --json stdout is for machines
-            code = subprocess.run(command, env=environment, stdout=sys.stderr if options.json else None).returncode
+            sys.stdout.flush()  # what an experiment prints comes after
+            out = sys.stderr if options.json else None  # with --json stdout is for machines
+            code = subprocess.run(command, env=environment, stdout=out).returncode
             result = last_results(name, Path(options.out))[-1:]  # the earlier one still, where this run broke down
             claims, seconds = ([], None) if result == earlier else (result[0]["claims"], result[0]["seconds"])
             rows.append({"experiment": name, "seed": seed, "exit_code": code, "passed": code == 0, "seconds": seconds,
@@ -151,9 +152,10 @@ def run_all(folder: Path, names: list[str], options: Options) -> int:
             table.add_row(name, str(seed), f"{sum(claim['holds'] for claim in claims)} of {len(claims)}",
                           "as expected" if code == 0 else f"NOT as expected, exit code {code}", str(seconds))
     console.print(table)
+    passed = all(row["passed"] for row in rows)
     for row in rows:
         for claim in row["failed"]:
             console.print(f"{row['experiment']}, seed {row['seed']}: does not hold: {claim}")
     if options.json:
-        print(json.dumps({"verb": "experiments", "passed": all(row["passed"] for row in rows), "runs": rows}))
-    return 0 if all(row["passed"] for row in rows) else 1
+        print(json.dumps({"verb": "experiments", "passed": passed, "runs": rows}))
+    return 0 if passed else 1

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], verb: str, argv: list[str]) -> T:
-    """An instance of the dataclass `kind`. Raises Problem for an unknown flag, a bad value or a bad config file.
+    """Returns a `kind` of what `argv` gives. Raises Problem for a bad flag, value or file.
 
     A field named `config` makes --config FILE be read first. --help prints and exits 0.
     """
@@ -50,7 +50,7 @@ class Screen(Console):
 
 
 def screen(quiet: bool = False) -> Console:
-    """stdout for people: as wide as the terminal, wide enough for a table where there is none."""
+    """Returns stdout for people, wide enough for a table where there is no terminal."""
     return Screen(highlight=False, markup=False, quiet=quiet, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
 
 
@@ -69,7 +69,7 @@ def _value_of(flag: str, argv: list[str]) -> str | None:
 
 
 def _from_toml(kind: type, path: Path) -> list[list[str]]:
-    """The file's keys as flags, each checked against the type of its field."""
+    """Returns the file's keys as flags, each checked against the type of its field."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -103,7 +103,7 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def _plain(text: str) -> str:
-    """tyro's framed message as one line: what is wrong and the nearest option, without the frame and the help text."""
+    """Returns tyro's framed message as one line: what is wrong, and the nearest option."""
     lines = (_unframed(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
     words = " ".join([line for line in lines if line][1:])  # the first is the frame's title
     return re.split(r"Argument helptext|For full helptext", words)[0].strip(" .")

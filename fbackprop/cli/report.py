@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
 
 
 def show(console: Console, found: Report, names: dict[str, str]) -> None:
-    """The Report as text: the run, its scores, what happened, its layers."""
+    """Prints the Report: the run, its scores, what happened, its layers."""
     steps = f"{found.step}" + (f" of {found.steps}" if found.steps else "") + " steps"
     epochs = "" if found.epoch is None else f", {found.epoch} of {found.epochs} epochs"
     seconds = "" if found.seconds is None else f", {found.seconds:.1f} s"
@@ -76,7 +76,7 @@ def show(console: Console, found: Report, names: dict[str, str]) -> None:
 
 
 def scores_table(found: Report) -> Table:
-    """First, last and best of every measured quantity."""
+    """Returns the first, last and best value of every measured quantity."""
     from ..report.history import SCORES
 
     table = Table("", *numeric("first", "last", "best", "at step"))
@@ -87,11 +87,12 @@ def scores_table(found: Report) -> Table:
 
 
 def mark_lines(marks: list) -> list[str]:
-    """Events and alerts in order, a line each; what comes again and again is one line, the middle of very many left out."""
+    """Returns a line for each event and alert, one for repeated ones, without the middle of many."""
     said: list[str] = []
     for _, same in groupby(marks, key=lambda mark: (mark.kind, mark.layer, mark.ended)):
         first, *more = same
-        kind = f"{first.kind}: " if first.alert and not first.ended else ""  # an event's text begins with it
+        # an event's text begins with its kind
+        kind = f"{first.kind}: " if first.alert and not first.ended else ""
         again = f" ({1 + len(more)} times, the last at step {more[-1].step})" if more else ""
         said.append(f"step {first.step}: {kind}{first.text}{again}")
     if len(said) > MOST:
@@ -100,7 +101,7 @@ def mark_lines(marks: list) -> list[str]:
 
 
 def layers_table(found: Report, names: dict[str, str]) -> Table:
-    """A row per layer of the last look, a column for each quantity that is known of any."""
+    """Returns a row per layer of the last look, a column for each quantity that is known of any."""
     from ..report.history import SHARES, label
     from ..report.report import COLUMNS
 

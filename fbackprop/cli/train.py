@@ -102,7 +102,7 @@ def run(argv: list[str]) -> int:
 
 
 def recipe_line(config: TrainConfig, steps: int) -> str:
-    """How the run trains, in one line."""
+    """Returns how the run trains, in one line."""
     how = "hand-written chain" if config.backward == "manual" else "jax.value_and_grad"
     extras = [f"clipped by {config.clip}"] * bool(config.clip) + [f"in {config.accumulate} parts"] * (config.accumulate > 1)
     extras += [config.precision] * (config.precision != "float32") + [f"on {config.devices} devices"] * (config.devices > 1)
@@ -112,18 +112,20 @@ def recipe_line(config: TrainConfig, steps: int) -> str:
 
 
 def network_table(name: str, rows: list) -> Table:
-    """The network as a table: layer, output, parameters, what the backward keeps, bytes."""
-    parameters, kept = (sum(getattr(row, name) for row in rows) for name in ("parameters", "kept_bytes"))
-    heads = ("path", "layer", "output", *numeric("parameters"), "backward keeps", *numeric("bytes"))
-    table = Table(*heads, title=name, title_justify="left", caption_justify="right",
+    """Returns the network as a table: layer, output, parameters, what the backward keeps, bytes."""
+    parameters = sum(row.parameters for row in rows)
+    kept = sum(row.kept_bytes for row in rows)
+    table = Table("path", "layer", "output", *numeric("parameters"), "backward keeps", *numeric("bytes"),
+                  title=name, title_justify="left", caption_justify="right",
                   caption=f"{parameters:,} parameters, {kept:,} bytes kept")
     for row in rows:
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in asdict(row).values()))
+        cells = asdict(row).values()
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells))
     return table
 
 
 def epoch_line(epoch: object) -> str:
-    """One epoch in one line: losses, accuracy, gradient error, gradient norm per layer."""
+    """Returns one epoch in one line: losses, accuracy, gradient error, gradient norm per layer."""
     e = vars(epoch)
     norms = sorted((norm, path or "net") for path, norm in e["gradient_norms"].items())
     by_layer = " ".join(f"{path}:{norm:.2g}" for path, norm in e["gradient_norms"].items())

@@ -101,7 +101,7 @@ def _verify_all(options: Options) -> dict[str, Any]:
 
 
 def _verify_one(options: Options) -> dict[str, Any]:
-    """Prints the report on one network or layer. Returns its verdict, counted as the table's are."""
+    """Prints the report on one network or layer. Returns its verdict, counted as in a table."""
     if options.layer is not None:
         raise Problem("--layer: expected with the built-in rules alone. Leave it or the model out")
     from ..compose import objective
@@ -140,7 +140,7 @@ def _verify_one(options: Options) -> dict[str, Any]:
 
 
 def grade_files(options: Options) -> int:
-    """Grades a class's exercises, each file in a process of its own. Returns 0 when none is worse than KINK or NOISY."""
+    """Grades files, each in its own process. Returns 0 when none is worse than KINK or NOISY."""
     files = _files(Path(options.model or ""))
     if options.layer is not None:
         raise Problem("--layer: expected with the built-in rules alone. Leave it or the folder out")

@@ -87,8 +87,8 @@ def _note(layer: Layer, x: Any, y: Any) -> jax.Array:
     return jnp.concatenate([_sums(y), jnp.stack(shares).astype(jnp.result_type(float))])
 
 
-def _read(output: Callable[[Any], Any], params: Tree, noted: jax.Array, residuals: Any, dy: Any, dparams: Tree,
-          dx: Any) -> Tree:
+def _read(output: Callable[[Any], Any], params: Tree, noted: jax.Array, residuals: Any, dy: Any,
+          dparams: Tree, dx: Any) -> Tree:
     noted = noted.reshape(-1, len(COLUMNS) + SHARES)  # a row for each step of a recurrence
     of_y, shares = _combined(noted[:, :-SHARES]), jnp.mean(noted[:, -SHARES:], axis=0)
     sums = jnp.stack([of_y, _sums(output(dy)), _sums(split(dparams)[0])])

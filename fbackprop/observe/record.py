@@ -45,7 +45,8 @@ class Record:
 
 
 Note = Callable[[Any, Any], Tree]  # (x, y) -> what is kept of them for the backward
-Read = Callable[[Tree, Tree, Any, Any, Tree, Any], Tree]  # (params, note, residuals, dy, dparams, dx) -> what is recorded
+# (params, note, residuals, dy, dparams, dx) -> what is recorded
+Read = Callable[[Tree, Tree, Any, Any, Tree, Any], Tree]
 
 
 def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lambda x, y: ()) -> Layer:

@@ -20,7 +20,7 @@ FLOORS = (0.02, 0.3, 0.58)  # where the words of lines that lie close together b
 
 
 def panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
-    """A Figure of panels (heights in inches) one above the other, sharing the steps."""
+    """Returns a Figure of panels, one above the other, sharing the steps. heights: in inches."""
     figure = Figure(figsize=(WIDE, sum(heights) + 0.6), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     axes = list(grid[:, 0])
@@ -34,7 +34,7 @@ def panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
 
 
 def training(history: History) -> Figure | None:
-    """Loss of each step, raw and smoothed, and out of training; accuracy or rmse below; what happened, in place."""
+    """Draws the loss of each step, the test loss, accuracy or rmse, and what happened."""
     score = next((key for key in ("test_accuracy", "test_rmse") if series(history.epochs, key)[0]), None)
     if not (history.steps or history.epochs or history.marks):
         return None
@@ -68,7 +68,7 @@ def _loss(ax: Axes, history: History) -> None:
 
 
 def smooth(values: list[float], width: int) -> np.ndarray:
-    """The mean over `width` values around each, fewer at the ends, of those that are finite; NaN where none is."""
+    """Returns the mean of the finite ones of `width` values around each, NaN for none."""
     x = np.asarray(values, np.float64)
     good = np.isfinite(x)
     window = np.ones(min(width, len(x)))
@@ -77,7 +77,7 @@ def smooth(values: list[float], width: int) -> np.ndarray:
 
 
 def _log(ax: Axes, values: list[float]) -> None:
-    """A log axis unless a number is below 0 or none is above."""
+    """Sets a log axis unless a number is below 0 or none is above."""
     finite = [value for value in values if np.isfinite(value)]
     if finite and min(finite) >= 0 and max(finite) > 0:
         ax.set_yscale("log", nonpositive="mask")
@@ -87,7 +87,7 @@ def _log(ax: Axes, values: list[float]) -> None:
 
 
 def _mark(ax: Axes, history: History, written: bool) -> None:
-    """A vertical line a mark, with its words where there is room: beside, else above those of the line before."""
+    """Draws a line for each mark, with its words where there is room."""
     low, high = ax.get_xlim()
     before, height, said = -np.inf, FLOORS[0], 0
     for mark in sorted(history.marks, key=lambda mark: mark.step):
@@ -105,8 +105,9 @@ def _mark(ax: Axes, history: History, written: bool) -> None:
 
 
 def layers(history: History, names: dict[str, str]) -> Figure | None:
-    """Gradient norm, update-to-weight ratio and weight norm of every layer over the steps; of the whole net where a run has
-    no looks at its layers.
+    """Draws gradient norm, update-to-weight ratio and weight norm of every layer over the steps.
+
+    A run without looks at its layers shows the whole net.
     """
     shown = [(GRADIENT, "gradient norm"), (RATIO, "update norm / weight norm"), (WEIGHTS, "weight norm")]
     found = {key: layer_series(history, key) or _whole(history, key) for key, _ in shown}
@@ -137,7 +138,7 @@ WHOLE = "the whole net"
 
 
 def _whole(history: History, key: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Of the steps' own rows: there the norms are over all layers."""
+    """Returns the series of the steps' rows, whose norms are over all layers."""
     if key != RATIO:
         steps, values = series(history.steps, key)
     else:
@@ -148,7 +149,7 @@ def _whole(history: History, key: str) -> dict[str, tuple[list[int], list[float]
 
 
 def _styles(order: list[str]) -> dict[str, tuple]:
-    """Few layers by colour; many by depth, dark first, in turning line styles."""
+    """Returns (colour, line style) by path: few layers by colour; many by depth, dark first."""
     if len(order) <= len(CYCLE):
         return {path: (CYCLE[i], "-") for i, path in enumerate(order)}
     depth = colormaps["viridis"]

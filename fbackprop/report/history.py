@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,12 +55,12 @@ class History:
 
     @property
     def step(self) -> int:
-        """The last one known."""
+        """Returns the last step known."""
         return max((row["step"] for rows in (self.steps, self.epochs, self.looks) for row in rows), default=0)
 
     @property
     def status(self) -> str:
-        """How the run stands, in a few words."""
+        """Returns how the run stands, in a few words."""
         last = self.epochs[-1] if self.epochs else {}
         if self.at_work:
             return "still going on"
@@ -71,8 +71,19 @@ class History:
         return "ended before its last step" if self.step else "ended before its first step"
 
     @property
+    def layers(self) -> list[tuple[int, dict[str, Row]]]:
+        """Returns (step, numbers by layer path) of the looks, else of the epochs' gradient norms."""
+        if self.looks:
+            tables = [(row["step"], row[LOOK]) for row in self.looks]
+            return [(step, {path: about for path, about in table.items() if isinstance(about, dict)})
+                    for step, table in tables]
+        norms = [(row["step"], row.get("gradient_norms")) for row in self.epochs]
+        return [(step, {path: {GRADIENT: norm} for path, norm in table.items()})
+                for step, table in norms if isinstance(table, dict)]
+
+    @property
     def seconds(self) -> float | None:
-        """Of training, all its parts together where it was resumed; None before the first epoch."""
+        """Returns the seconds of training, of all its parts; None before the first epoch."""
         _, clock = series(self.epochs, "seconds")
         later = [*clock[1:], 0.0]
         return sum(now for now, then in zip(clock, later) if then < now) if clock else None
@@ -132,7 +143,7 @@ def _words(event: Row) -> str:
 
 
 def numbers(value: Any) -> Any:
-    """A value as it was before it was written: "nan", "inf" and "-inf" are numbers again."""
+    """Returns a value with "nan", "inf" and "-inf" as numbers again."""
     if isinstance(value, dict):
         return {key: numbers(inner) for key, inner in value.items()}
     return float(value) if value in ("nan", "inf", "-inf") else value
@@ -143,33 +154,26 @@ def number_of(value: Any) -> float | None:
 
 
 def series(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of the rows that have a number there, NaN and inf included."""
+    """Returns (steps, values) of the rows that have a number there, NaN and inf included."""
     have = [(row["step"], number_of(row.get(key))) for row in rows]
     return [step for step, value in have if value is not None], [value for _, value in have if value is not None]
 
 
 def layer_series(history: History, key: str) -> dict[str, tuple[list[int], list[float]]]:
-    """By layer path, what the looks say of it; of a run without looks, the gradient norms of its epochs."""
-    rows = [(row["step"], path, about) for row in history.looks for path, about in row[LOOK].items()]
-    if not rows and key == GRADIENT:
-        rows = [(row["step"], path, {GRADIENT: norm}) for row in history.epochs for path, norm in _norms(row)]
+    """Returns the series of each layer from the looks, else gradient norms of the epochs."""
     found: dict[str, tuple[list[int], list[float]]] = {}
-    for step, path, about in rows:
-        value = number_of(about.get(key)) if isinstance(about, dict) else None
-        if value is not None:
-            steps, values = found.setdefault(path, ([], []))
-            steps.append(step)
-            values.append(value)
+    for step, table in history.layers:
+        for path, about in table.items():
+            value = number_of(about.get(key))
+            if value is not None:
+                steps, values = found.setdefault(path, ([], []))
+                steps.append(step)
+                values.append(value)
     return found
 
 
-def _norms(row: Row) -> Iterator[tuple[str, Any]]:
-    norms = row.get("gradient_norms")
-    yield from norms.items() if isinstance(norms, dict) else ()
-
-
 def label(path: str, names: dict[str, str]) -> str:
-    """Returns a layer's path and what it is, without the insides of a combinator. names: of layers, by path."""
+    """Returns a layer's path and name, without the insides of a combinator."""
     name = names.get(re.sub(r"\[\d+\]", "", path), "")  # a repeat's block has a number of its own: 2/0[3]/1
     return f"{path or 'net'} {name if len(name) <= 40 else name.partition('(')[0]}".rstrip()
 

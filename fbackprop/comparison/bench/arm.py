@@ -26,7 +26,7 @@ from ...errors import Problem
 from ...gradients import auto_value_and_grad, value_and_grad
 from ...jaxprs.flops import count_flops
 from ...params import Tree, merge, split
-from ..costs import apart
+from ..costs import largest_error
 from .idiomatic import IDIOMS
 from .own import checkpointed
 from .plans import of_json, planned_for
@@ -202,7 +202,7 @@ def checked(work: Work, seed: int) -> dict[str, Any]:
     """At these very sizes: the hand-written gradients' error against the oracle, and the FLOPs of loss and gradients."""
     params, batch = work.params(seed), work.batch(seed)
     flops = count_flops(value_and_grad(work.net, work.loss), params, batch)
-    return {"gradient_error": None if work.narrow else apart(work.net, work.loss, params, batch), "flops": flops,
+    return {"gradient_error": None if work.narrow else largest_error(work.net, work.loss, params, batch), "flops": flops,
             "params": sum(leaf.size for leaf in jax.tree.leaves(split(params)[0])), "device": jax.devices()[0].device_kind,
             "jax": jax.__version__}
 

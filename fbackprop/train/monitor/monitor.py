@@ -38,7 +38,10 @@ class Monitor:
         self._readings: dict[str, Reading] = {}
 
     def step(self, number: int, loss: float, layers: Layers) -> list[Alert]:
-        """`layers`: {layer path: {"grad_norm", "param_norm" (after the step), "update_norm"}} of all layers with weights."""
+        """Takes the numbers of a step and returns the new alerts.
+
+        layers: {layer path: {"grad_norm", "param_norm" (after the step), "update_norm"}}.
+        """
         self._layers, self._steps = layers, self._steps + 1
         alerts = self._look(number, self._non_finite(loss, layers))
         if "non-finite" in self._latch.raised or not math.isfinite(loss):
@@ -55,7 +58,7 @@ class Monitor:
         return alerts
 
     def probe(self, number: int, readings: Mapping[str, Reading]) -> list[Alert]:
-        """`readings` of the step's batch and params, as `fbackprop.probe` gives them."""
+        """Takes the readings of the step's batch and params. Returns the new alerts."""
         self._readings = dict(readings)
         origin = first_bad(readings)
         if origin is not None:
@@ -65,8 +68,11 @@ class Monitor:
         return [alert for finding in findings for alert in self._look(number, finding)]
 
     def describe(self) -> dict[str, Any]:
-        """What is known now, ready for JSON (None for what is not finite): kinds raised, norms of the last step's layers, what
-        the last probe saw of each layer and block, largest over smallest gradient norm of the layers."""
+        """Returns what is known now, ready for JSON, None for what is not finite.
+
+        Kinds raised, norms of the last step's layers, the last probe's readings, and the largest
+        over the smallest gradient norm of the layers.
+        """
         gradients = [layer["grad_norm"] for layer in self._layers.values() if math.isfinite(layer["grad_norm"])]
         layers = {path: {**layer, "update_ratio": _ratio(layer["update_norm"], layer["param_norm"])}
                   for path, layer in self._layers.items()}
@@ -77,13 +83,13 @@ class Monitor:
         return {name: _for_json(value) for name, value in known.items()}
 
     def state(self) -> dict[str, Any]:
-        """All that it goes by, ready for JSON: `Monitor.of(state)` is where this one is."""
+        """Returns JSON-serialisable state. `Monitor.of(state)` restores it."""
         return {"first": self._first, "losses": [*self._losses], "moved": [*self._moved], "looks": self._looks,
                 "counts": [self._stride, self._seen, self._steps], "raised": self._latch.raised, "held": self._latch.count}
 
     @classmethod
     def of(cls, state: dict[str, Any], thresholds: Thresholds | None = None) -> Monitor:
-        """The inverse of `state`, after a restart."""
+        """Restores a Monitor from its `state`."""
         monitor = cls(thresholds)
         monitor._first = list(state["first"])
         monitor._losses.extend(state["losses"])
@@ -96,7 +102,7 @@ class Monitor:
 
     @property
     def raised(self) -> list[str]:
-        """The kinds that hold now."""
+        """Returns the kinds that hold now."""
         return sorted(self._latch.raised)
 
     # ---- what it looks for
@@ -113,11 +119,11 @@ class Monitor:
             self._looks, self._stride = self._looks[::2], 2 * self._stride
 
     def _since(self, number: float) -> tuple[int, float, dict[str, float]] | None:
-        """The last look remembered that is not after step `number`."""
+        """Returns the last look remembered that is not after step `number`."""
         return next((look for look in reversed(self._looks) if look[0] <= number), None)
 
     def _non_finite(self, loss: float, layers: Layers) -> Finding:
-        """number: how many layers have a bad gradient, update or weight, and one for the loss; NaN would not equal itself."""
+        """Counts the layers with a bad gradient, update or weight, and one for a bad loss."""
         bad = [path for path, norms in layers.items() if not all(map(math.isfinite, norms.values()))]
         count, layer = len(bad) + (not math.isfinite(loss)), min(bad, key=turn, default="")
         what = f"layer {layer}: its gradient, its update or its weights are" if bad else "the loss is"
@@ -126,7 +132,7 @@ class Monitor:
         return Finding("non-finite", layer, float(count), count > 0, count == 0, text)
 
     def _run_away(self) -> Finding:
-        """At the moment a number is no longer finite: had the loss been rising?"""
+        """Tells whether the loss rose before a number was no longer finite."""
         ratio = _ratio(self._losses[-1], abs(self._first[0])) if self._first else 0.0
         return Finding("rate too high", "", ratio, ratio > self.thresholds.risen[1], False,
                        f"the loss rose to {ratio:.3g} times its first value, above {self.thresholds.risen[1]:g}, before it ran "
@@ -196,7 +202,7 @@ class Monitor:
 
 
 def _moved(layers: Layers) -> tuple[float, float]:
-    """Update over weights: of all layers together, and of the layer where it is largest."""
+    """Returns update over weights: of all layers together, and of the layer where it is largest."""
     total = [math.hypot(*(layer[which] for layer in layers.values())) for which in ("update_norm", "param_norm")]
     return _ratio(*total), max((_ratio(n["update_norm"], n["param_norm"]) for n in layers.values()), default=0.0)
 
@@ -214,7 +220,7 @@ def _for_json(tree: Any) -> Any:
 
 
 def _probe_findings(readings: Mapping[str, Reading], t: Thresholds) -> list[Finding]:
-    """Returns what one probe shows, each in the layer where it is worst, causes before their effects.
+    """Returns the findings of one probe, each in its worst layer, causes before effects.
 
     A dead layer lets no gradient through, so it comes before a vanishing gradient.
     """
@@ -222,7 +228,7 @@ def _probe_findings(readings: Mapping[str, Reading], t: Thresholds) -> list[Find
 
 
 def _alike(readings: Mapping[str, Reading]) -> Finding:
-    """Of layers with weights: a relu whose inputs are all negative is dead, not alike."""
+    """Looks only at layers with weights: a relu of negative inputs is dead, not alike."""
     layer, share = _largest({path: seen.alike for path, seen in readings.items() if seen.dparams.size})
     return Finding("units alike", layer, share, share == 1, share < 1,
                    f"layer {layer}: all its units give the same output: units that start equal have equal gradients and stay "
@@ -246,7 +252,7 @@ def _saturated(readings: Mapping[str, Reading], t: Thresholds) -> Finding:
 
 
 def _on_the_way_back(readings: Mapping[str, Reading], t: Thresholds) -> list[Finding]:
-    """Norms of dy against the one that the loss hands in. A scalar output is a loss itself: its dy is 1, whatever happens."""
+    """Compares norms of dy with that of the last layer. A scalar output, a loss, has dy 1."""
     norms = {path: readings[path].dy.norm for path in sorted(readings, key=turn)
              if readings[path].dy.size and readings[path].y.size > 1}
     given = norms[next(reversed(norms))] if norms else 0.0

@@ -1,4 +1,4 @@
-"""The length of a run, and what is measured after each epoch: loss, accuracy, the gradients against jax.grad's."""
+"""The length of a run, and its measurements: loss, accuracy, gradients against jax.grad's."""
 
 from __future__ import annotations
 
@@ -62,15 +62,18 @@ def length(task: Task, config: TrainConfig) -> Length:
     return Length(config.steps or (config.epochs or EPOCHS) * task.steps_per_epoch, task.steps_per_epoch)
 
 
-def make_measure(task: Task, config: TrainConfig, total: Length) -> Callable[[Tree, int, float | None], Epoch]:
-    """Returns `measure(params, step, train_loss)`. It compares gradients in float32, whatever the run computes in."""
+def make_measure(task: Task, config: TrainConfig, total: Length) -> Callable[..., Epoch]:
+    """Returns `measure(params, step, train_loss)`. It compares gradients in float32."""
     compare, evaluate = gradient_error(task.net, task.loss), evaluator(task)
 
     def measure(params: Tree, step: int, train_loss: float | None) -> Epoch:
         batch = task.batches(config.seed, step)
         errors, norms = compare(params, batch, step)
         return Epoch(
-            epoch=math.ceil(step / total.per_epoch), epochs=total.epochs, step=step, train_loss=train_loss,
+            epoch=math.ceil(step / total.per_epoch),
+            epochs=total.epochs,
+            step=step,
+            train_loss=train_loss,
             gradient_error=float(np.max([np.asarray(e) for e in errors.values()], initial=0.0)),
             gradient_norms={path: math.hypot(*map(float, of_leaves.values()))
                             for path, of_leaves in by_layer(norms).items()},
@@ -80,12 +83,13 @@ def make_measure(task: Task, config: TrainConfig, total: Length) -> Callable[[Tr
 
 
 def evaluation(net: Layer, loss: Layer | None = None) -> Layer:
-    """Returns the Layer from a batch to its loss out of training. The last layer, which makes the value, stays as it is."""
+    """Returns the Layer from a batch to its loss out of training. The last layer stays as it is."""
     whole = last = objective(net, loss)
     head = ""
     while last.parts:
         *_, (head, last) = parts_with_path(last, head)
-    return map_layers_with_path(whole, lambda path, layer: layer if path == head else layer.inference or layer)
+    twin = lambda path, layer: layer if path == head else layer.inference or layer
+    return map_layers_with_path(whole, twin)
 
 
 def evaluator(task: Task) -> Callable[[Tree, Any], dict[str, float]]:
@@ -101,13 +105,15 @@ def evaluator(task: Task) -> Callable[[Tree, Any], dict[str, float]]:
         if task.metric is None:
             return (value,)
         y = predict(net)(params, batch[0])
-        right = jnp.argmax(y, -1) == batch[1] if task.metric == "accuracy" else jnp.square(y - batch[1])
-        return value, jnp.mean(right)
+        if task.metric == "accuracy":
+            return value, jnp.mean(jnp.argmax(y, -1) == batch[1])
+        return value, jnp.mean(jnp.square(y - batch[1]))
 
     def evaluate(params: Tree, batch: Any) -> dict[str, float]:
         chunks, weights = _chunks(batch, task.chunk if task.test is not None else None)
         scores = zip(*(score(params, chunk) for chunk in chunks))
-        loss, *metric = (sum(w * float(each) for w, each in zip(weights, column)) for column in scores)
+        mean = lambda column: sum(w * float(number) for w, number in zip(weights, column))
+        loss, *metric = map(mean, scores)
         if task.metric == "rmse":
             metric = [metric[0] ** 0.5]
         return {"test_loss": loss, **{f"test_{task.metric}": value for value in metric}}
@@ -116,7 +122,7 @@ def evaluator(task: Task) -> Callable[[Tree, Any], dict[str, float]]:
 
 
 def _chunks(batch: Any, size: int | None) -> tuple[list[Any], list[float]]:
-    """Returns the batch in pieces of `size` examples, and the share of each; in one piece when size is None."""
+    """Returns the batch in pieces of `size` examples and the share of each. None: one piece."""
     if size is None:
         return [batch], [1.0]
     count = len(jax.tree.leaves(batch)[0])

@@ -70,7 +70,7 @@ class Run:
     # ---- from the start, from a checkpoint
 
     def first(self, params: Tree) -> Training:
-        """`params` are given up: the first step takes their memory."""
+        """Returns the Training before its first step, which takes the memory of `params`."""
         return self.place(begin(params, self.tx, self.config.precision == "float16"))
 
     def start(self) -> None:
@@ -78,19 +78,23 @@ class Run:
         self.record(self.measure_epoch(None))
 
     def go_on(self) -> None:
-        found = self.saver.newest(self.training, self.tell.say)
-        if found is None:
+        if not self.load():
             self.tell.say(f"{self.directory}: no checkpoint to go on from, starting at step 0")
             self.start()
             return
-        self.training, header = self.place(found[0]), found[1]
-        self.at = Progress(**header["progress"])
         if self.at.step > self.length.steps:
             raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, "
                           f"got {self.length.steps}. Give as many or more, or `out` another name for another run")
-        self.monitor = self.watcher()
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
+
+    def load(self) -> bool:
+        """Takes up the newest whole checkpoint. Returns whether there is one."""
+        found = self.saver.newest(self.training, self.tell.say)
+        if found is not None:
+            self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
+            self.monitor = self.watcher()
+        return found is not None
 
     # ---- forward, loss, backward, update
 
@@ -123,7 +127,7 @@ class Run:
 
     @contextmanager
     def batch_of(self, number: int) -> Iterator[None]:
-        """What the net cannot take becomes a Problem."""
+        """Makes a Problem of what the net cannot take."""
         try:
             yield
         except (TypeError, ValueError) as error:
@@ -145,7 +149,7 @@ class Run:
                 self.not_finite(taken, metrics)
 
     def watch(self, batch: Any) -> None:
-        """Every layer, on the batch of the step just taken; nothing is changed by it."""
+        """Looks at every layer, on the batch of the step just taken. Changes nothing."""
         readings = self.probe.readings(self.training, batch)
         alerts = self.monitor.probe(self.at.step, readings)
         seen = self.monitor.describe()
@@ -153,7 +157,7 @@ class Run:
         self.alert(alerts)
 
     def watcher(self) -> Monitor:
-        """A Monitor that knows what it knew at this point of the run."""
+        """Returns a Monitor that knows what it knew at this point of the run."""
         thresholds = Thresholds.of(self.config.alerts)
         return Monitor.of(self.at.monitor, thresholds) if self.at.monitor else Monitor(thresholds)
 
@@ -170,7 +174,7 @@ class Run:
         return self.at.step % self.length.per_epoch == 0 or self.at.step == self.length.steps
 
     def settle(self) -> None:
-        """An epoch's end, a checkpoint's turn, or both."""
+        """Measures an epoch that ends and saves a checkpoint that is due."""
         if self.epoch_ends():
             epoch = self.measure_epoch(self.at.loss_sum / max(1, self.at.losses))
             self.at.loss_sum, self.at.losses = 0.0, 0
@@ -203,7 +207,7 @@ class Run:
                            f"{self.directory} `resume` goes on")
 
     def not_finite(self, taken: Taken, metrics: dict[str, Any]) -> None:
-        """What `config.on_nonfinite` says; a scale of the loss that was too high is left to the guard."""
+        """Does what `config.on_nonfinite` says. The guard lowers a scale that was too high."""
         origin = self.probe.origin(self.training, taken.batch, lost=bool(metrics["lost"]))
         loss = float(metrics["loss"])
         event = {"step": taken.number, "loss": loss, "origin": origin.words, "layer": origin.layer, "side": origin.side}
@@ -225,7 +229,7 @@ class Run:
             self.halt(taken, event, f"{what}{tried}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
 
     def halt(self, taken: Taken, event: dict[str, Any], what: str, lost: bool) -> None:
-        """The state before the step is saved: no step after it has changed anything."""
+        """Saves the state before the step, which no later step has changed. Raises Failure."""
         self.waiting.clear()
         self.at.step, self.at.data = taken.number - 1, taken.data
         if not lost:
@@ -236,14 +240,11 @@ class Run:
         raise Failure(what)
 
     def go_back(self, taken: Taken, event: dict[str, Any], what: str) -> None:
-        """To the newest checkpoint, and on with the batch after the one that did it; saved at once: a kill does not undo it."""
+        """Returns to the newest checkpoint, skips the batch, and saves it against a kill."""
         restores, self.waiting = self.at.restores + 1, []
-        found = self.saver.newest(self.training, self.tell.say)
-        if found is None:
+        if not self.load():
             self.training, self.at = self.first(start(self.task, self.config)[0]), Progress()
-        else:
-            self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
-        self.monitor = self.watcher()
+            self.monitor = self.watcher()
         self.at.restores, self.at.data = restores, taken.data + 1
         self.log.add({**event, "event": "went back", "to": self.at.step})
         self.save()

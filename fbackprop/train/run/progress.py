@@ -56,7 +56,7 @@ class Taken(NamedTuple):
 
 
 def layer_rows(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a Monitor describes of each layer and block in one row, without what is not known."""
+    """Returns what a Monitor describes in one row for each layer and block."""
     rows: dict[str, dict[str, Any]] = {}
     for part in ("probe", "layers"):
         for path, numbers in seen[part].items():
@@ -66,7 +66,7 @@ def layer_rows(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None]:
-    """Memory that runs out becomes a Failure that says what needs less."""
+    """Makes a Failure of memory that runs out; it says what needs less."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

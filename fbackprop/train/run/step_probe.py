@@ -27,7 +27,7 @@ class Origin:
     words: str
 
     def cure(self, config: TrainConfig) -> str:
-        """What to try, as a sentence without its full stop."""
+        """Returns what to try, as a sentence without its full stop."""
         if self.side == "batch":
             return "Look at the data: it holds NaN or inf"
         cures = [f"a lower rate (`lr` {config.lr / 10:g})"]
@@ -47,7 +47,7 @@ class StepProbe:
         return probe(self.net, self.loss)
 
     def origin(self, training: Training, batch: Any, lost: bool = False) -> Origin:
-        """Of the batch that a step was taken with, from the params it was taken from; `lost` when those are gone."""
+        """Returns the Origin in a step's batch, from the params before it. lost: those are gone."""
         if lost:
             return Origin("", "update", "the optimizer's update of the weights")
         params, scale = training.params, training.guard.scale
@@ -64,7 +64,7 @@ class StepProbe:
         return Origin("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
 
     def readings(self, training: Training, batch: Any) -> dict[str, Reading]:
-        """Of one pass over the first part of `batch`, at the scale the loss has."""
+        """Returns the readings of a pass over the first part of `batch`, at the loss's scale."""
         scale = training.guard.scale
         return self.measure(training.params, self.parts(batch)[0], 1.0 if scale is None else scale.scale)[1]
 

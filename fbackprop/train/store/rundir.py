@@ -24,7 +24,7 @@ MAY_CHANGE = ("steps", "epochs")  # of a run that goes on
 
 @contextmanager
 def open_run(config: TrainConfig, out: str | None = None, force: bool = False, resume: bool = False) -> Iterator[Path]:
-    """The directory, ours until the end: `out`, or `runs/MODEL-001`, the next free number; with `resume` the last one there.
+    """Yields the run's locked directory: `out`, or the next `runs/MODEL-001`, or the last.
 
     Raises Problem when it holds something and neither force nor resume is given, or when the run to go on with had another
     config; Locked when another process is at work in it; FileProblem when it cannot be written. force replaces a run's own
@@ -43,7 +43,8 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
                 _expect_empty(directory, force, resume)
                 for file in (directory / CHECKPOINTS).glob("step-*.npz*"):
                     file.unlink()
-            _write(directory / CONFIG, to_toml(asdict(config)))  # first: a directory that has it can be resumed
+            # before the other files: a directory that has it can be resumed
+            _write(directory / CONFIG, to_toml(asdict(config)))
             if not goes_on:
                 (directory / METRICS).write_bytes(b"")
             (directory / CHECKPOINTS).mkdir(exist_ok=True)
@@ -51,7 +52,7 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
 
 
 def at_work(directory: Path) -> bool:
-    """Whether a process is at work in the run now; False where that cannot be told."""
+    """Returns whether a process is at work in the run now; False where that cannot be told."""
     if not (directory / LOCK).exists():
         return False
     try:
@@ -74,19 +75,20 @@ def expect_config(where: Path, had: dict[str, Any], config: TrainConfig) -> None
 
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
-    """What may not change when a run goes on."""
+    """Returns the settings that may not change when a run goes on."""
     return {name: value for name, value in asdict(config).items() if value is not None and name not in MAY_CHANGE}
 
 
 def config_hash(config: TrainConfig) -> str:
-    """SHA-256 of `fixed(config)`."""
+    """Returns the SHA-256 of `fixed(config)`."""
     return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()
 
 
 def _locked(directory: Path) -> AbstractContextManager[Any]:
-    """Locks the directory until the end of the `with`. The system frees the lock of a process that dies."""
+    """Locks the directory, for a `with`. The system frees the lock of a process that dies."""
     try:
-        return FileLock(directory / LOCK).acquire(timeout=0.5)  # a report asks for it too, for a moment
+        # a report asks for the lock too, for a moment
+        return FileLock(directory / LOCK).acquire(timeout=0.5)
     except Timeout as error:
         raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give `out` another name"
                      ) from error
@@ -117,7 +119,7 @@ def _numbered(parent: Path, name: str, resume: bool) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a full disk or a kill leaves what was there."""
+    """Writes all of it or nothing: a full disk or a kill leaves what was there."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -130,7 +132,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A run's config.toml. Raises FileProblem when it cannot be read or is no TOML."""
+    """Reads a run's config.toml. Raises FileProblem when it cannot be read or is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -140,13 +142,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(table: dict[str, Any]) -> str:
-    """A flat table of strings, numbers and booleans as TOML; None is left out."""
+    """Returns a flat table of strings, numbers and booleans as TOML; None is left out."""
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items() if value is not None)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError becomes a FileProblem that names the path."""
+    """Makes a FileProblem that names the path of an OSError."""
     try:
         yield
     except OSError as error:

@@ -24,7 +24,7 @@ Images = Callable[[np.ndarray], np.ndarray]
 
 
 def _digits(config: TrainConfig, net: Layer, view: Images = lambda images: images) -> Task:
-    """Handwritten digits: the 5000 in the package, split 4000 / 1000, or all of MNIST from config.data."""
+    """Returns the task of digits: the package's, 4000 / 1000, or MNIST in config.data."""
     digits = data.digits(config.data)
     (x, y), (test_x, test_y) = digits.train, digits.test
     batches, test = _batches(view(x), y, config), (view(test_x), test_y)
@@ -38,12 +38,8 @@ def _batches(x: Any, y: Any, config: TrainConfig) -> data.Batches:
         raise Problem(str(error)) from error
 
 
-def _with_channel(images: np.ndarray) -> np.ndarray:
-    return images[..., None]
-
-
 def _plays(config: TrainConfig) -> Task:
-    """The next byte of eight plays, or of the text file config.data, by a small gpt."""
+    """Returns the task of the next byte in eight plays, or in config.data, by a small gpt."""
     length = 64
     try:
         text = data.text(config.data)
@@ -57,7 +53,7 @@ def _plays(config: TrainConfig) -> Task:
 
 
 def _ratings(config: TrainConfig) -> Task:
-    """Who likes what: made-up ratings whose noise is known, or the file config.data in MovieLens' u.data format."""
+    """Returns the task of ratings: made-up ones, or config.data in MovieLens' u.data format."""
     known = data.ratings(config.data)
     batches = _batches(*known.train, config)
     apart = lambda pairs, scores: ((pairs[:, 0], pairs[:, 1]), scores)
@@ -66,6 +62,7 @@ def _ratings(config: TrainConfig) -> Task:
                 apart(*known.test), "rmse", {} if known.noise is None else {"noise": known.noise}, chunk=100_000)
 
 
+_with_channel: Images = lambda images: images[..., None]
 MODELS: dict[str, Callable[[TrainConfig], Task]] = {
     "mnist": lambda config: _digits(config, mlp()),
     "mlp": lambda config: _digits(config, mlp()),
@@ -78,7 +75,7 @@ MODELS: dict[str, Callable[[TrainConfig], Task]] = {
 
 
 def load_task(config: TrainConfig, made: Any = None) -> Task:
-    """The Task `config.model` names, or the user's own: of `made`, what its function returned, when that is known already.
+    """Returns the Task of `config.model`. made: what a file.py:function returned before.
 
     Raises Problem for a name, a file or a function that is not what it should be.
     """

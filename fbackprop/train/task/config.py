@@ -74,7 +74,7 @@ class TrainConfig:
 
     @classmethod
     def of(cls, **given: Any) -> TrainConfig:
-        """What is given, then the model's preset, then the defaults; None is nothing given."""
+        """Returns the config of what is given, else the model's preset, else the default."""
         given = {name: value for name, value in given.items() if value is not None}
         preset = PRESETS.get(given["model"], {})
         length = {"steps", "epochs"}
@@ -113,7 +113,7 @@ CLIPPED = ("value", "norm", "layer", "adaptive")
 
 
 def memory_bytes(text: str) -> float:
-    """300MB -> 3e8; B, kB, MB and GB are powers of 1000. Raises Problem."""
+    """Returns 3e8 for "300MB"; B, kB, MB and GB are powers of 1000. Raises Problem."""
     found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(B|kB|MB|GB)", text)
     if not found or not float(found[1]) > 0:
         raise Problem(f"memory: expected a number above 0 and B, kB, MB or GB, for example 300MB, got {text!r}")

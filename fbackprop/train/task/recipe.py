@@ -24,7 +24,7 @@ from .task import Task, users_code
 
 
 def net_in_precision(task: Task, config: TrainConfig) -> Layer:
-    """The task's network in the precision it is trained in; params and paths are those of the task's own."""
+    """Returns the task's network in the precision of the run, on the same params and paths."""
     return task.net if config.precision == "float32" else with_precision(task.net, PRECISIONS[config.precision])
 
 
@@ -39,7 +39,8 @@ def fit_to_memory(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, in
         share = _largest_part(part, config.devices)
         needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
     try:
-        found = planned(net_in_precision(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
+        net, budget = net_in_precision(task, config), memory_bytes(config.memory or "")
+        found = planned(net, task.loss, share, budget, needs)
     except ValueError as error:
         raise Problem(f"memory: {error}") from error
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes
@@ -53,7 +54,7 @@ def _largest_part(batch: Any, parts: int) -> Any:
 
 
 def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
-    """`(params, batch, seed)`: by the hand-written chain or by jax, in one piece or in parts, in the precision asked for."""
+    """Returns `(params, batch, seed) -> (value, grads)` by the chain or jax, whole or in parts."""
     how = value_and_grad if config.backward == "manual" else auto_value_and_grad
     whole = how(net_in_precision(task, config), task.loss)
     if config.devices > 1:
@@ -65,7 +66,7 @@ def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
 
 
 def placement(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any], Any]]:
-    """(where a Training is put, where a batch is put): whole on every device, and split over them."""
+    """Returns functions that put a Training on every device, and split a batch over the devices."""
     if config.devices == 1:
         return (lambda tree: tree), (lambda batch: batch)
     mesh = devices(config.devices)
@@ -73,7 +74,7 @@ def placement(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[An
 
 
 def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
-    """(params, first batch), with everything traced once, so that a wrong shape or dtype is known before a file is made.
+    """Returns (params, first batch). All is traced, so a wrong shape raises before a file is made.
 
     Raises Problem with the layer path, or the line of the user's own file that raised.
     """

@@ -44,7 +44,7 @@ class Task:
 
 
 def task_from_file(config: TrainConfig, made: Any = None) -> Task:
-    """Returns the Task of a `file.py:function`. made: what the function returned, where it was called already.
+    """Returns the Task of a `file.py:function`. made: what the function returned before.
 
     Raises Problem for a name, a file or a function that is not what it should be.
     """
@@ -69,7 +69,7 @@ def task_from_file(config: TrainConfig, made: Any = None) -> Task:
 
 
 def call(model: str) -> Any:
-    """What the function of a `file.py:function` returns. Raises Problem: no such model, file or function, or it raised."""
+    """Calls a `file.py:function`. Raises Problem where there is none, or it raised."""
     path, colon, name = model.rpartition(":")
     if not colon or not path.endswith(".py"):
         hint = "Your own is named file.py:function"
@@ -100,7 +100,7 @@ def _import(file: Path) -> Any:
 
 @contextmanager
 def users_code(model: str, what: str) -> Iterator[None]:
-    """Whatever the user's code raises becomes a Problem that says what was raised and in which line of their file."""
+    """Makes a Problem of what the user's code raises; it names the line of their file."""
     try:
         yield
     except Problem:
@@ -114,7 +114,7 @@ def users_code(model: str, what: str) -> Iterator[None]:
 
 
 def describe(value: Any) -> str:
-    """What the user's function returned, in a few words."""
+    """Returns what the user's function returned, in a few words."""
     if isinstance(value, tuple):
         return f"({', '.join(describe(v) for v in value)})"
     return f"Layer {value.name}" if isinstance(value, Layer) else show(value)
