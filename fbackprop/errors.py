@@ -4,7 +4,8 @@ A message names an option in backquotes, as `clip`; the command line shows it as
 """
 
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 
 
@@ -38,6 +39,15 @@ class Interrupted(Problem):
     def __init__(self, number: int, after: str = "") -> None:
         super().__init__(f"ended by {signal.Signals(number).name}{after}")
         self.number, self.exit_code = number, 128 + number
+
+
+@contextmanager
+def as_problem(where: str = "") -> Iterator[None]:
+    """Makes a Problem of a TypeError or ValueError, with `where` in front of its text."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise Problem(f"{where}{error}") from error
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

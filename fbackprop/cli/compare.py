@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..errors import Failure, Problem
+from ..errors import Failure, Problem, as_problem
 from .bench import show as show_benchmark
 from .options import numeric, parse, screen
 
@@ -65,12 +65,10 @@ def run(argv: list[str]) -> int:
 
     # the frontier first: at this point nothing has taken an accelerator's memory
     frontier = measure_frontier(options) if options.against else None
-    try:
+    with as_problem(f"{options.model}: "):
         take = of_work if options.against else of_model
         net, loss, params, batch, narrow = take(options)
         found = compare(net, loss, params, batch, options.pairs)
-    except (TypeError, ValueError) as error:
-        raise Problem(f"{options.model}: {error}") from error
     console = screen()
     bound = None if narrow else TOLERANCE["float32"]  # rounding says nothing of bfloat16
     show(console, found, bound)
@@ -92,17 +90,14 @@ def run(argv: list[str]) -> int:
 
 def of_model(options: Options) -> tuple[Layer, Layer | None, Any, Any, bool]:
     """Returns (net, loss, params, batch, whether it computes in bfloat16) as train makes them."""
-    import jax
-
-    from ..compose import objective
     from ..train.task.builtin import load_task
     from ..train.task.config import TrainConfig
+    from ..train.task.recipe import start
 
     names = ("model", "seed", "batch_size", "data")
-    task = load_task(TrainConfig.of(**{name: getattr(options, name) for name in names}))
-    batch = task.batches(options.seed, 0)
-    params = objective(task.net, task.loss).init(jax.random.key(options.seed), batch)
-    return task.net, task.loss, params, batch, False
+    config = TrainConfig.of(**{name: getattr(options, name) for name in names})
+    task = load_task(config)
+    return task.net, task.loss, *start(task, config), False
 
 
 def of_work(options: Options) -> tuple[Layer, Layer | None, Any, Any, bool]:

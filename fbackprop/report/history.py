@@ -74,9 +74,7 @@ class History:
     def layers(self) -> list[tuple[int, dict[str, Row]]]:
         """Returns (step, numbers by layer path) of the looks, else of the epochs' gradient norms."""
         if self.looks:
-            tables = [(row["step"], row[LOOK]) for row in self.looks]
-            return [(step, {path: about for path, about in table.items() if isinstance(about, dict)})
-                    for step, table in tables]
+            return [(row["step"], row[LOOK]) for row in self.looks]
         norms = [(row["step"], row.get("gradient_norms")) for row in self.epochs]
         return [(step, {path: {GRADIENT: norm} for path, norm in table.items()})
                 for step, table in norms if isinstance(table, dict)]
@@ -121,7 +119,8 @@ def _sort_in(history: History, row: Row) -> None:
     elif kind == EPOCH:
         history.epochs.append(row)
     elif kind == LOOK and isinstance(row[LOOK], dict):
-        history.looks.append(row)
+        layers = {path: about for path, about in row[LOOK].items() if isinstance(about, dict)}
+        history.looks.append({**row, LOOK: layers})
     elif kind == ALERT:
         history.marks.append(Mark(row["step"], str(row[ALERT]), str(row.get("layer") or ""), str(row.get("text") or row[ALERT]),
                                   True, bool(row.get("ended")), number_of(row.get("number"))))

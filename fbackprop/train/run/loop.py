@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...errors import Failure, Interrupted, Problem
+from ...errors import Failure, Interrupted, Problem, as_problem
 from ...params import Tree
 from ..monitor.alerts import Alert, Thresholds
 from ..monitor.monitor import Monitor
@@ -116,7 +114,7 @@ class Run:
     def one_step(self) -> None:
         number = self.at.step + 1
         batch = self.task.batches(self.config.seed, self.at.data)
-        with self.batch_of(number):
+        with as_problem(f"{self.task.name}: batch of step {number}: "):
             self.training, metrics = self.step(self.training, self.place_batch(batch))
         self.waiting.append(Taken(number, self.at.data, batch, metrics))
         self.at.step, self.at.data = number, self.at.data + 1
@@ -124,14 +122,6 @@ class Run:
         self.judge(0 if watched else self.behind)
         if watched and self.at.step == number:
             self.watch(batch)
-
-    @contextmanager
-    def batch_of(self, number: int) -> Iterator[None]:
-        """Makes a Problem of what the net cannot take."""
-        try:
-            yield
-        except (TypeError, ValueError) as error:
-            raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
 
     def judge(self, behind: int) -> None:
         """Looks at the metrics of all steps but the last `behind`: the device is not waited for while it works."""
@@ -183,7 +173,7 @@ class Run:
             self.save()
 
     def measure_epoch(self, train_loss: float | None) -> Epoch:
-        with self.batch_of(self.at.step + 1):
+        with as_problem(f"{self.task.name}: batch of step {self.at.step + 1}: "):
             epoch = self.measure(self.training.params, self.at.step, train_loss)
         self.at.gradient_error = max(self.at.gradient_error, epoch.gradient_error)
         return epoch
@@ -208,15 +198,15 @@ class Run:
 
     def not_finite(self, taken: Taken, metrics: dict[str, Any]) -> None:
         """Does what `config.on_nonfinite` says. The guard lowers a scale that was too high."""
-        origin = self.probe.origin(self.training, taken.batch, lost=bool(metrics["lost"]))
+        cause = self.probe.cause(self.training, taken.batch, lost=bool(metrics["lost"]))
         loss = float(metrics["loss"])
-        event = {"step": taken.number, "loss": loss, "origin": origin.words, "layer": origin.layer, "side": origin.side}
+        event = {"step": taken.number, "loss": loss, "origin": cause.words, "layer": cause.layer, "side": cause.side}
         if metrics["overflow"] and self.training.guard.scale is not None:
             scale = float(self.training.guard.scale.scale)
             self.log.add({**event, "event": "overflow", "scale": scale})
-            self.tell.say(f"step {taken.number}: left out, {origin.words} overflowed; the loss is scaled by {scale:g} now")
+            self.tell.say(f"step {taken.number}: left out, {cause.words} overflowed; the loss is scaled by {scale:g} now")
             return
-        what = f"step {taken.number}: expected finite numbers, got a loss of {loss:g}; it began in {origin.words}"
+        what = f"step {taken.number}: expected finite numbers, got a loss of {loss:g}; it began in {cause.words}"
         row = int(self.training.guard.skipped)
         if self.config.on_nonfinite == "skip" and not metrics["lost"] and row < IN_A_ROW:
             self.log.add({**event, "event": "left out"})
@@ -226,7 +216,7 @@ class Run:
         else:
             back = self.at.restores
             tried = f", {row} steps in a row" * (row > 1) + f", after going back {back} times" * (back > 0)
-            self.halt(taken, event, f"{what}{tried}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
+            self.halt(taken, event, f"{what}{tried}. {cause.cure(self.config)}", lost=bool(metrics["lost"]))
 
     def halt(self, taken: Taken, event: dict[str, Any], what: str, lost: bool) -> None:
         """Saves the state before the step, which no later step has changed. Raises Failure."""

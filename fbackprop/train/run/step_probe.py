@@ -19,7 +19,7 @@ from ..task.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Origin:
+class Cause:
     """layer: its path, "" for none; side: batch, params, residual, dy, dx, dparams or update."""
 
     layer: str
@@ -46,10 +46,10 @@ class StepProbe:
     def measure(self) -> Callable:
         return probe(self.net, self.loss)
 
-    def origin(self, training: Training, batch: Any, lost: bool = False) -> Origin:
-        """Returns the Origin in a step's batch, from the params before it. lost: those are gone."""
+    def cause(self, training: Training, batch: Any, lost: bool = False) -> Cause:
+        """Returns the Cause in a step's batch, from the params before it. lost: those are gone."""
         if lost:
-            return Origin("", "update", "the optimizer's update of the weights")
+            return Cause("", "update", "the optimizer's update of the weights")
         params, scale = training.params, training.guard.scale
         seed = 1.0 if scale is None else scale.scale * (1.0 if training.guard.halted else 2.0)  # the guard has halved it since
         parts = self.parts(batch)
@@ -58,10 +58,10 @@ class StepProbe:
             found = first_bad(readings, params, part, value)
             if found is not None:
                 if found.side == "batch":  # its path is that of a leaf of the batch, though a layer may have the same
-                    return Origin("", found.side, str(found))
+                    return Cause("", found.side, str(found))
                 name = readings[found.path].layer if found.path in readings else ""
-                return Origin(found.path, found.side, f"{found} {name}".rstrip())
-        return Origin("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
+                return Cause(found.path, found.side, f"{found} {name}".rstrip())
+        return Cause("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
 
     def readings(self, training: Training, batch: Any) -> dict[str, Reading]:
         """Returns the readings of a pass over the first part of `batch`, at the loss's scale."""

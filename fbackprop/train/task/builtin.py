@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import data
-from ...errors import Problem
+from ...errors import as_problem
 from ...layer import Layer
 from ...losses import mse, softmax_cross_entropy
 from ...models.convnet import convnet
@@ -27,25 +27,19 @@ def _digits(config: TrainConfig, net: Layer, view: Images = lambda images: image
     """Returns the task of digits: the package's, 4000 / 1000, or MNIST in config.data."""
     digits = data.digits(config.data)
     (x, y), (test_x, test_y) = digits.train, digits.test
-    batches, test = _batches(view(x), y, config), (view(test_x), test_y)
+    with as_problem():
+        batches = data.shuffled_batches(view(x), y, config.batch_size)
+    test = view(test_x), test_y
     return Task(config.model, net, softmax_cross_entropy(), batches, batches.steps_per_epoch, test, "accuracy")
-
-
-def _batches(x: Any, y: Any, config: TrainConfig) -> data.Batches:
-    try:
-        return data.shuffled_batches(x, y, config.batch_size)
-    except ValueError as error:
-        raise Problem(str(error)) from error
 
 
 def _plays(config: TrainConfig) -> Task:
     """Returns the task of the next byte in eight plays, or in config.data, by a small gpt."""
     length = 64
-    try:
+    with as_problem():
         text = data.text(config.data)
-        batches, test = data.windows(text.train, length, config.batch_size), data.held_out_windows(text.validation, length)
-    except ValueError as error:
-        raise Problem(str(error)) from error
+        batches = data.windows(text.train, length, config.batch_size)
+        test = data.held_out_windows(text.validation, length)
     V = len(text.vocabulary)
     bigram = data.bigram_loss(text.train, text.validation, V)
     net = gpt(V, length, features=96, heads=4, blocks=3)
@@ -55,7 +49,8 @@ def _plays(config: TrainConfig) -> Task:
 def _ratings(config: TrainConfig) -> Task:
     """Returns the task of ratings: made-up ones, or config.data in MovieLens' u.data format."""
     known = data.ratings(config.data)
-    batches = _batches(*known.train, config)
+    with as_problem():
+        batches = data.shuffled_batches(*known.train, config.batch_size)
     apart = lambda pairs, scores: ((pairs[:, 0], pairs[:, 1]), scores)
     net = recommender(known.users, known.items, rank=4, mean=known.mean)
     return Task(config.model, net, mse(), lambda seed, step: apart(*batches(seed, step)), batches.steps_per_epoch,

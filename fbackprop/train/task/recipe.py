@@ -12,7 +12,7 @@ import jax
 
 from ...compose import objective
 from ...distributed.mesh import data_parallel, devices, replicate, shard
-from ...errors import Problem
+from ...errors import as_problem
 from ...gradients import ValueAndGrad, auto_value_and_grad, value_and_grad
 from ...layer import Layer
 from ...memory.planner import planned, temp_bytes_on, with_plan
@@ -38,11 +38,9 @@ def fit_to_memory(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, in
     if config.devices > 1:
         share = _largest_part(part, config.devices)
         needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
-    try:
-        net, budget = net_in_precision(task, config), memory_bytes(config.memory or "")
+    net, budget = net_in_precision(task, config), memory_bytes(config.memory or "")
+    with as_problem("memory: "):
         found = planned(net, task.loss, share, budget, needs)
-    except ValueError as error:
-        raise Problem(f"memory: {error}") from error
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes
 
 
@@ -79,10 +77,8 @@ def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
     Raises Problem with the layer path, or the line of the user's own file that raised.
     """
     batch = task.batches(config.seed, 0)
-    with users_code(task.name, "the network") if ":" in task.name else nullcontext():
-        try:
-            params = jax.jit(objective(task.net, task.loss).init)(jax.random.key(config.seed), batch)
-            jax.eval_shape(gradients(task, config), params, batch)
-        except (TypeError, ValueError) as error:
-            raise Problem(f"{task.name}: {error}") from error
+    of_user = users_code(task.name, "the network") if ":" in task.name else nullcontext()
+    with of_user, as_problem(f"{task.name}: "):
+        params = jax.jit(objective(task.net, task.loss).init)(jax.random.key(config.seed), batch)
+        jax.eval_shape(gradients(task, config), params, batch)
     return params, batch
