@@ -56,7 +56,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f"Did you mean {nearest[0]}?" if nearest else ""
 
 
-def unknown(what: str, word: str, choices: Iterable[str], also: str = "", hint: str = "") -> Problem:
+def unknown(what: str, word: str, choices: Iterable[str], also: str = "",
+            hint: str = "") -> Problem:
     """Returns the Problem of a word that is no choice. hint: for a word that is near none."""
     choices = list(choices)
     expected = f"{what} {word!r}: expected one of {', '.join(choices)}{also}."

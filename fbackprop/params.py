@@ -112,7 +112,7 @@ def by_layer(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] = lambda n: n is None) -> list[tuple[str, Any]]:
-    """Returns (path, leaf) of every leaf, None for an empty place, or of what `is_leaf` stops at."""
+    """Returns (path, leaf) of every leaf, None if empty, or of what `is_leaf` stops at."""
     def name(key: Any) -> str:
         return str(next(getattr(key, field) for field in ("key", "idx", "name") if hasattr(key, field)))
 

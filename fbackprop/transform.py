@@ -35,7 +35,8 @@ def layers_by_path(layer: Layer, path: str = "") -> dict[str, Layer]:
 def matching(paths: Iterable[str], glob: str, what: str) -> list[str]:
     """Returns the layer paths that match `glob`. Raises ValueError where none does."""
     matches = [path for path in paths if fnmatchcase(path, glob)]
-    expect(bool(matches), f"{what} {glob!r}", f"a match among the layer paths {sorted(paths)}", "none")
+    expected = f"a match among the layer paths {sorted(paths)}"
+    expect(bool(matches), f"{what} {glob!r}", expected, "none")
     return matches
 
 

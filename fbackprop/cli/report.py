@@ -87,7 +87,7 @@ def scores_table(found: Report) -> Table:
 
 
 def mark_lines(marks: list) -> list[str]:
-    """Returns a line for each event and alert, one for repeated ones, without the middle of many."""
+    """Returns a line for each event and alert, one for repeated ones, not all of very many."""
     said: list[str] = []
     for _, same in groupby(marks, key=lambda mark: (mark.kind, mark.layer, mark.ended)):
         first, *more = same

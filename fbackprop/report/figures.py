@@ -115,12 +115,12 @@ def layers(history: History, names: dict[str, str]) -> Figure | None:
     if not shown:
         return None
     order = sorted({path for key, _ in shown for path in found[key]}, key=lambda path: (path == WHOLE, place(path)))
-    styles = _styles([path for path in order if path != WHOLE])
+    styles = {WHOLE: ("#555555", "-"), **_styles([path for path in order if path != WHOLE])}
     figure, axes = panels([3.0] * len(shown))
     figure.suptitle(f"{history.config.model}: its layers over {history.step} steps", fontsize=13)
     for ax, (key, words) in zip(axes, shown):
         for path, (steps, values) in found[key].items():
-            color, style = styles.get(path, ("#555555", "-"))
+            color, style = styles[path]
             dots = "o" if len(steps) <= 30 else ""
             ax.plot(steps, values, color=color, linestyle=style, linewidth=1.4, marker=dots, markersize=3)
         if key != WEIGHTS:  # these hardly change
@@ -160,7 +160,7 @@ def _legend(figure: Figure, axes: list[Axes], order: list[str], names: dict[str,
     every = -(-len(order) // LEGEND)
     handles = []
     for path in order[::every]:
-        color, style = styles.get(path, ("#555555", "-"))
+        color, style = styles[path]
         words = WHOLE if path == WHOLE else label(path, names)
         handles += axes[0].plot([], [], color=color, linestyle=style, linewidth=2, label=words)
     title = "layer" if every == 1 else f"every {every}th of {len(order)} layers"

@@ -72,7 +72,7 @@ class History:
 
     @property
     def layers(self) -> list[tuple[int, dict[str, Row]]]:
-        """Returns (step, numbers by layer path) of the looks, else of the epochs' gradient norms."""
+        """Returns (step, numbers by layer) of the looks, else of the epochs' gradient norms."""
         if self.looks:
             return [(row["step"], row[LOOK]) for row in self.looks]
         norms = [(row["step"], row.get("gradient_norms")) for row in self.epochs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -83,22 +84,13 @@ def report(history: History, task: Task | None, why: str = "") -> Report:
     if history.unread:
         notes.append(f"{history.unread} lines of metrics.jsonl after one that cannot be read are left out")
     settings = {name: value for name, value in asdict(config).items() if value is not None and name != "model"}
-    return Report(config.model, settings, history.status, history.step, _planned(history, task), last.get("epoch"),
-                  last.get("epochs"), history.seconds, max(errors, key=_size, default=None), _scores(history), history.marks,
-                  layers_step, layers, notes)
-
-
-def _size(value: float) -> float:
-    return math.inf if math.isnan(value) else value
-
-
-def _planned(history: History, task: Task | None) -> int | None:
-    if task is None:
-        return history.config.steps
-    try:
-        return length(task, history.config).steps
-    except Problem:
-        return history.config.steps
+    steps = config.steps
+    if task is not None:
+        with suppress(Problem):
+            steps = length(task, config).steps
+    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=None)
+    return Report(config.model, settings, history.status, history.step, steps, last.get("epoch"), last.get("epochs"),
+                  history.seconds, worst, _scores(history), history.marks, layers_step, layers, notes)
 
 
 def _scores(history: History) -> dict[str, Score]:

@@ -200,7 +200,8 @@ class Run:
         """Does what `config.on_nonfinite` says. The guard lowers a scale that was too high."""
         cause = self.probe.cause(self.training, taken.batch, lost=bool(metrics["lost"]))
         loss = float(metrics["loss"])
-        event = {"step": taken.number, "loss": loss, "origin": cause.words, "layer": cause.layer, "side": cause.side}
+        event = {"step": taken.number, "loss": loss,
+                 "origin": cause.words, "layer": cause.layer, "side": cause.side}
         if metrics["overflow"] and self.training.guard.scale is not None:
             scale = float(self.training.guard.scale.scale)
             self.log.add({**event, "event": "overflow", "scale": scale})

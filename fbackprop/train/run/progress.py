@@ -14,18 +14,14 @@ from ..task.config import TrainConfig
 from .epochs import Epoch
 
 
-def nothing(*_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Tell:
     """Whom a run tells: of an Epoch, of a step's record, a sentence; `check` may raise Interrupted between steps."""
 
-    epoch: Callable[[Epoch], object] = nothing
-    step: Callable[[dict[str, Any]], object] = nothing
-    say: Callable[[str], object] = nothing
-    check: Callable[[], object] = nothing
+    epoch: Callable[[Epoch], object] = lambda epoch: None
+    step: Callable[[dict[str, Any]], object] = lambda record: None
+    say: Callable[[str], object] = lambda text: None
+    check: Callable[[], object] = lambda: None
 
 
 @dataclass

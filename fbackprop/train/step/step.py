@@ -17,7 +17,9 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[Tree, Any, Any], tuple[Tree, Any, Metrics]]
 
 
-def apply_gradients(tx: Any, params: Tree, grads: Tree, opt_state: Any, extra: dict[str, Any]) -> tuple[Tree, Tree, Any]:
+def apply_gradients(tx: Any, params: Tree, grads: Tree, opt_state: Any,
+                    extra: dict[str, Any]) -> tuple[Tree, Any, Tree]:
+    """Returns (params, opt_state, updates) after one optimizer step."""
     (trainable, _), (gradients, successors) = split(params), split(grads)
     tx = optax.with_extra_args_support(tx)
     updates, opt_state = tx.update(gradients, opt_state, trainable, **extra)

@@ -62,7 +62,8 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False
         halted |= ~finite & ~overflow & (not skip)
 
         def taken(params: Tree, opt_state: Any) -> tuple[Tree, Any, jax.Array]:
-            params, opt_state, updates = apply_gradients(tx, params, grads, opt_state, {"value": value, "grad": gradients})
+            extra = {"value": value, "grad": gradients}
+            params, opt_state, updates = apply_gradients(tx, params, grads, opt_state, extra)
             return params, opt_state, jnp.stack([_layer_norms(updates), _layer_norms(split(params)[0])])
 
         def left_out(params: Tree, opt_state: Any) -> tuple[Tree, Any, jax.Array]:
