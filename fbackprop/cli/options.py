@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -27,7 +28,9 @@ def parse(kind: type[T], verb: str, argv: list[str]) -> T:
     A field named `config` makes --config FILE be read first. --help prints and exits 0.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    path = _value_of("--config", argv) if "config" in names else None
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", nargs="?")
+    path = first.parse_known_args(argv)[0].config if "config" in names else None
     given = [] if path is None else [token for flag in _from_toml(kind, Path(path)) for token in flag]
     said = io.StringIO()
     try:
@@ -57,15 +60,6 @@ def screen(quiet: bool = False) -> Console:
 def numeric(*names: str) -> list[Column]:
     """Returns the columns of a table that hold numbers."""
     return [Column(name, justify="right") for name in names]
-
-
-def _value_of(flag: str, argv: list[str]) -> str | None:
-    for i, token in enumerate(argv):
-        if token == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if token.startswith(f"{flag}="):
-            return token.partition("=")[2]
-    return None
 
 
 def _from_toml(kind: type, path: Path) -> list[list[str]]:

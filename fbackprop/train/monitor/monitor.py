@@ -43,17 +43,17 @@ class Monitor:
         layers: {layer path: {"grad_norm", "param_norm" (after the step), "update_norm"}}.
         """
         self._layers, self._steps = layers, self._steps + 1
-        alerts = self._look(number, self._non_finite(loss, layers))
+        alerts = self._latch.look(number, self._non_finite(loss, layers))
         if "non-finite" in self._latch.raised or not math.isfinite(loss):
-            return alerts + (self._look(number, self._run_away()) if alerts else [])
-        alerts += self._look(number, self._spike(loss))
+            return alerts + (self._latch.look(number, self._run_away()) if alerts else [])
+        alerts += self._latch.look(number, self._spike(loss))
         if len(self._first) < self.thresholds.look:
             self._first.append(loss)
         self._losses.append(loss)
         self._moved.append(_moved(layers))
         if self._steps % self.thresholds.look == 0:
             for finding in (self._growing(number), self._high(), self._low(number), self._plateau(number)):
-                alerts += self._look(number, finding)
+                alerts += self._latch.look(number, finding)
             self._remember(number)
         return alerts
 
@@ -63,9 +63,9 @@ class Monitor:
         origin = first_bad(readings)
         if origin is not None:
             text = f"{origin} is the first of the pass that is not finite: look there for a division, a log or an overflow."
-            return self._look(number, Finding("non-finite", origin.path, 1.0, True, False, text))
+            return self._latch.look(number, Finding("non-finite", origin.path, 1.0, True, False, text))
         findings = _probe_findings(readings, self.thresholds)
-        return [alert for finding in findings for alert in self._look(number, finding)]
+        return [alert for finding in findings for alert in self._latch.look(number, finding)]
 
     def describe(self) -> dict[str, Any]:
         """Returns what is known now, ready for JSON, None for what is not finite.
@@ -106,9 +106,6 @@ class Monitor:
         return sorted(self._latch.raised)
 
     # ---- what it looks for
-
-    def _look(self, number: int, finding: Finding) -> list[Alert]:
-        return self._latch.look(number, finding)
 
     def _remember(self, number: int) -> None:
         self._stride = self._stride or 1
