@@ -90,16 +90,16 @@ def softmaxed(q: jax.Array, k: jax.Array) -> jax.Array:
 def with_eyes(net: Any) -> Any:
     """`net` that writes down logits and their gradient, and of each block's attention p and dp = dy v^T, (heads, T, T)."""
 
-    def of_attention(noted: Any, residuals: Any, dy: Any, dparams: Any, dx: Any) -> Any:
+    def of_attention(params: Any, noted: Any, residuals: Any, dy: Any, dparams: Any, dx: Any) -> Any:
         q, k, v = heads_of(residuals[0])
         dy = jnp.moveaxis(dy.reshape(*dy.shape[:-1], HEADS, -1), -2, -3)
         return {"p": softmaxed(q, k)[0], "dp": (dy @ jnp.swapaxes(v, -1, -2))[0]}
 
-    def of_logits(noted: Any, residuals: Any, dy: Any, dparams: Any, dx: Any) -> Any:
+    def of_logits(params: Any, noted: Any, residuals: Any, dy: Any, dparams: Any, dx: Any) -> Any:
         return {"logits": noted[0, -1], "dlogits": dy[0, -1]}
 
     net = replace_rules(net, ATTENTION, lambda layer: recording(layer, "attention", jnp.zeros(()), of_attention))
-    return replace_rules(net, "", lambda layer: recording(layer, "logits", jnp.zeros(()), of_logits, note=lambda y: y))
+    return replace_rules(net, "", lambda layer: recording(layer, "logits", jnp.zeros(()), of_logits, note=lambda x, y: y))
 
 
 def weights_by_jax(net: Any, loss: Any, params: Any, batch: Any) -> jax.Array:

@@ -13,11 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .dtypes import is_floating, same_structure
+from .dtypes import partition, same_structure
 
 
 def show(tree: Any) -> str:
-    """A pytree in a few words: `float32[3,5]`, `(float32[3,5], int32[3])`, `{'w': float32[5,7]}`."""
+    """Returns a pytree in a few words: `(float32[3,5], int32[3])`, `{'w': float32[5,7]}`."""
     if tree is None or isinstance(tree, (str, bool, int, float)):
         return repr(tree)
     if isinstance(tree, dict):
@@ -45,7 +45,7 @@ def expect_whole(what: str, value: Any, least: int = 1) -> int:
 
 
 def expect_params(params: Any, *names: str) -> None:
-    """TypeError unless `params` is a dict with exactly these keys."""
+    """Raises TypeError unless `params` is a dict with exactly these keys."""
     wanted = "{" + ", ".join(map(repr, names)) + "}" if names else "()"
     ok = isinstance(params, dict) and set(params) == set(names) if names else isinstance(params, tuple) and not params
     expect(ok, "params", wanted, params, "Were they made by this layer's own init, or graft()ed?", TypeError)
@@ -58,7 +58,7 @@ def expect_array(what: str, array: Any, hint: str = "") -> None:
 
 
 def expect_floating(**arrays: Any) -> None:
-    """Structure, then dtype: every argument one array, floating, all of the same dtype."""
+    """Raises TypeError for what is no array, ValueError unless all have one floating dtype."""
     for name, array in arrays.items():
         expect_array(name, array, "A layer for several inputs has to be chosen, or parallel(...) put "
                                   "around this one")
@@ -70,9 +70,8 @@ def expect_floating(**arrays: Any) -> None:
 
 
 def expect_like(got: Any, wanted: Any, what: str) -> None:
-    """TypeError unless the trees agree, ValueError unless shapes and dtypes of their floating leaves do."""
-    with_none = lambda tree: jax.tree.map(lambda a: a if is_floating(a) else None, tree)
-    a_floats, b_floats = with_none(got), with_none(wanted)
+    """Raises TypeError for another structure, ValueError for other shapes or dtypes of floats."""
+    a_floats, b_floats = (partition(tree)[0] for tree in (got, wanted))
     expect(same_structure(a_floats, b_floats), what, f"the structure {show(wanted)}", got, error=TypeError)
     for a, b in zip(jax.tree.leaves(a_floats), jax.tree.leaves(b_floats)):
         expect(jnp.shape(a) == jnp.shape(b) and jnp.result_type(a) == jnp.result_type(b), what, show(wanted), got)

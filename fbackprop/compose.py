@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from .checks import at, expect, expect_like
 from .dtypes import is_floating
 from .facts import Scan
 from .layer import Layer
-from .params import Hidden, Tree
+from .params import Tree, Wrapped
 
 
 def chain(*layers: Layer) -> Layer:
@@ -49,7 +48,7 @@ def chain(*layers: Layer) -> Layer:
 
 
 def skip(layer: Layer) -> Layer:
-    """y = x + layer(x) on floating leaves, other leaves pass through. params: a tuple of one tree."""
+    """Returns the Layer x + layer(x), for floating leaves. params: a tuple of one tree."""
     expect_layers("skip", (layer,))
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -75,7 +74,7 @@ def skip(layer: Layer) -> Layer:
 
 
 def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
-    """TypeError unless every one is a Layer."""
+    """Raises TypeError unless every one is a Layer."""
     for i, layer in enumerate(layers):
         name = getattr(layer, "__name__", None)
         expect(isinstance(layer, Layer), f"{combinator}, part {i}", "a Layer", name or layer,
@@ -83,7 +82,7 @@ def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
 
 
 def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
-    """TypeError unless `params` is a combinator's: a tuple with one tree per layer."""
+    """Raises TypeError unless `params` is a combinator's: a tuple with one tree per layer."""
     ok = isinstance(params, tuple) and len(params) == len(layers)
     expect(ok, "params", f"a tuple of {len(layers)} trees, one per layer", params,
            "Were they made by this network's own init, or graft()ed?", TypeError)
@@ -106,8 +105,8 @@ def objective(net: Layer, loss: Layer | None = None) -> Layer:
         if not loss.wraps:
             return params
         y = jax.eval_shape(net.forward, params, x)[0]
-        own = loss.init(key, (y, target))
-        return WithLoss(params, own) if jax.tree.leaves(own) else params
+        of_loss = loss.init(key, (y, target))
+        return WithLoss(params, {"loss": of_loss}) if jax.tree.leaves(of_loss) else params
 
     def forward(params: Tree, batch: Any) -> tuple[Any, Any]:
         x, target = _pair(batch)
@@ -123,30 +122,21 @@ def objective(net: Layer, loss: Layer | None = None) -> Layer:
         with at("loss", loss):
             dloss, (dy, dtarget) = loss.backward(of_loss, kept_by_loss, dvalue)
         dparams, dx = net.backward(of_net, kept, dy)
-        return WithLoss(dparams, dloss) if isinstance(params, WithLoss) else dparams, (dx, dtarget)
+        if isinstance(params, WithLoss):
+            dparams = WithLoss(dparams, {"loss": dloss})
+        return dparams, (dx, dtarget)
 
     return Layer("objective", init, forward, backward, parts=(net, loss), places=("", "loss"),
                  rebuild=lambda parts: objective(*parts))
 
 
 @tree_util.register_pytree_with_keys_class
-@dataclass(frozen=True, eq=False)
-class WithLoss:
-    """Params of an objective whose loss has some of its own, a record for one; paths of the net stay as they are."""
-
-    net: Tree
-    loss: Tree
-
-    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Tree], ...], None]:
-        return ((Hidden("net"), self.net), (tree_util.DictKey("loss"), self.loss)), None
-
-    @classmethod
-    def tree_unflatten(cls, _: None, children: tuple[Tree, Tree]) -> WithLoss:
-        return cls(*children)
+class WithLoss(Wrapped):
+    """Params of an objective whose loss has params too: the net's, and `{"loss": params}`."""
 
 
 def _both(params: Tree) -> tuple[Tree, Tree]:
-    return (params.net, params.loss) if isinstance(params, WithLoss) else (params, ())
+    return (params.inner, params.outer["loss"]) if isinstance(params, WithLoss) else (params, ())
 
 
 def _pair(batch: Any) -> tuple[Any, Any]:

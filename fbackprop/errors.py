@@ -4,6 +4,9 @@ A message names an option in backquotes, as `clip`; the command line shows it as
 """
 
 import signal
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
 
 
 class Problem(Exception):
@@ -36,3 +39,26 @@ class Interrupted(Problem):
     def __init__(self, number: int, after: str = "") -> None:
         super().__init__(f"ended by {signal.Signals(number).name}{after}")
         self.number, self.exit_code = number, 128 + number
+
+
+@contextmanager
+def as_problem(where: str = "") -> Iterator[None]:
+    """Makes a Problem of a TypeError or ValueError, with `where` in front of its text."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise Problem(f"{where}{error}") from error
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Returns a question that names the nearest choice, "" where none is near."""
+    nearest = get_close_matches(word, list(choices), 1)
+    return f"Did you mean {nearest[0]}?" if nearest else ""
+
+
+def unknown(what: str, word: str, choices: Iterable[str], also: str = "",
+            hint: str = "") -> Problem:
+    """Returns the Problem of a word that is no choice. hint: for a word that is near none."""
+    choices = list(choices)
+    expected = f"{what} {word!r}: expected one of {', '.join(choices)}{also}."
+    return Problem(f"{expected} {did_you_mean(word, choices) or hint}".rstrip())

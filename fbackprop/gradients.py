@@ -12,12 +12,12 @@ from .checks import expect, expect_like
 from .compose import objective
 from .dtypes import canonical, combine, is_floating, partition
 from .layer import Layer
-from .params import Tree, is_carried, join, merge, split
+from .params import Tree, is_carried, merge, split
 from .transform import Rewrite, with_rules
 
 
 def predict(net: Layer) -> Callable[[Tree, Any], Any]:
-    """`(params, x) -> y`: the forward without what it keeps."""
+    """Returns `(params, x) -> y`, the forward without its residuals."""
     return lambda params, x: net.forward(params, canonical(x))[0]
 
 
@@ -31,11 +31,12 @@ def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tr
 
     return y, pullback
 
+
 ValueAndGrad = Callable[..., tuple[jax.Array, Tree]]
 
 
 def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Rewrite] | None = None) -> ValueAndGrad:
-    """The scalar value and its gradients by the hand-written chain: `(params, batch, seed=1.0) -> (value, grads)`.
+    """Returns `(params, batch, seed=1.0) -> (value, grads)`, by the hand-written chain.
 
     `loss` is None for a net that ends in its loss. `rules` maps layer path patterns to rewrites of the layers found there.
     `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
@@ -45,16 +46,14 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, residuals = whole.forward(params, canonical(batch))
-        _expect_scalar("value", value)
-        _expect_scalar("seed", jnp.asarray(seed, value.dtype))
-        grads, _ = whole.backward(params, residuals, jnp.asarray(seed, value.dtype))
+        grads, _ = whole.backward(params, residuals, _cotangent(seed, value))
         return value, grads
 
     return run
 
 
 def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
-    """The same forward under `jax.value_and_grad`, for comparisons. Next comes from the chain."""
+    """Returns the same by `jax.value_and_grad` of the forward. Next comes from the chain."""
     whole, by_hand = objective(net, loss), value_and_grad(net, loss)
 
     def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
@@ -63,26 +62,28 @@ def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
 
         def value_of(floats: Tree) -> tuple[jax.Array, jax.Array]:
             value, _ = whole.forward(merge(combine(floats, others), state), canonical(batch))
-            _expect_scalar("value", value)
-            _expect_scalar("seed", jnp.asarray(seed, value.dtype))
-            return value * jnp.asarray(seed, value.dtype), value
+            return value * _cotangent(seed, value), value
 
         (_, value), gradients = jax.value_and_grad(value_of, has_aux=True)(floats)
         if not any(map(is_carried, jax.tree.leaves(state, is_leaf=is_carried))):
             return value, gradients
         _, successors = split(by_hand(params, batch, seed)[1])  # the gradients beside them are dead code under jit
-        return value, join(gradients, successors)
+        return value, combine(gradients, successors)
 
     return run
 
 
-def _expect_scalar(what: str, value: Any) -> None:
+def _cotangent(seed: Any, value: Any) -> jax.Array:
+    """Returns `seed` in the dtype of `value`. Raises ValueError unless both are scalars."""
     ok = hasattr(value, "dtype") and value.shape == () and is_floating(value)
-    expect(ok, what, "one floating scalar", value, "Pass the loss: value_and_grad(net, loss)" if what == "value" else "")
+    expect(ok, "value", "one floating scalar", value, "Pass the loss: value_and_grad(net, loss)")
+    seed = jnp.asarray(seed, value.dtype)
+    expect(seed.shape == (), "seed", "one floating scalar", seed)
+    return seed
 
 
 def as_custom_vjp(net: Layer) -> Callable[[Tree, Any], Any]:
-    """`f(params, x) -> y` with the hand-written rule inside, for anybody's `jax.grad` program.
+    """Returns `f(params, x) -> y` with the hand-written rule inside, for `jax.grad`.
 
     State is read, never advanced: differentiate the trainable half, `jax.grad(lambda t: g(f(merge(t, state), x)))`.
     """

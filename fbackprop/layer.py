@@ -66,12 +66,12 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The call that makes the layer, for people: repr, profiler scope, errors, reports."""
+        """Returns the call that makes the layer, for people to read."""
         return f"{self.kind}({', '.join(filter(None, (*map(repr, self.parts), *map(str, self.options))))})"
 
     @property
     def wraps(self) -> bool:
-        """Whether a part has the layer's own path, as in a wrapper or an objective."""
+        """Returns whether a part has the layer's path, as in a wrapper or an objective."""
         return self.places is not None and "" in self.places
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ def _expect_fields(layer: Layer) -> None:
 
 
 def _read_call(kind: str, options: Any) -> tuple[str, tuple[Option, ...]]:
-    """`(kind, options)` as a Layer holds them. A kind that its author wrote as a call, "mine(3)", is the kind "mine"."""
+    """Returns (kind, options) as a Layer holds them. A kind "mine(3)" is the kind "mine"."""
     ok = isinstance(options, tuple) and all(
         isinstance(each, tuple) and len(each) in (2, 3) and isinstance(each[0], str) for each in options)
     expect(ok, f"options of {kind}", "pairs (name, value)", repr(options), 'Write options=(("features", 128),)', TypeError)
@@ -105,7 +105,7 @@ def _read_call(kind: str, options: Any) -> tuple[str, tuple[Option, ...]]:
 
 
 def _kept_facts(old: SimpleNamespace, new: Layer) -> dict[str, Any]:
-    """What stays true of `new`, which `replace` made of `old`; a fact that the caller gave anew stays."""
+    """Returns the fields to set on `new`, which `replace` made of `old`."""
     rule = lambda layer: (layer.init, layer.forward, layer.backward)
     untouched = lambda name: getattr(new, name) is getattr(old, name) is not None
     if rule(new) == rule(old):
@@ -122,7 +122,7 @@ def _kept_facts(old: SimpleNamespace, new: Layer) -> dict[str, Any]:
 
 
 def _given_again(old: SimpleNamespace, new: Layer, untouched: Callable[[str], bool]) -> dict[str, Any]:
-    """What `replace` was given beside a rule, given again to the layers that the facts of `old` make."""
+    """Returns facts that give the layers they make what `replace` was given beside a rule."""
     given = {name: getattr(new, name) for name in ("kind", "options", "inference", "cell", "places")
              if getattr(new, name) is not getattr(old, name) and getattr(new, name) != getattr(old, name)}
     facts: dict[str, Any] = {}

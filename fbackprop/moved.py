@@ -1,4 +1,4 @@
-"""Where modules have gone: an import by the old name says the new one."""
+"""Tells the new name of a module that moved, when it is imported by its old name."""
 
 from __future__ import annotations
 
@@ -41,32 +41,31 @@ MOVED = {
     "rewrite.tap": "observe.taps",
     "rewrite.traced": "memory.forecast",
     "rewrite.watch": "observe.probes",
+    "cli.grading": "cli.verify",
+    "report.names": "report.history",
     "train.accumulate": "train.step.accumulation",
-    "train.alerts": "train.monitor.alerts",
-    "train.builtin": "train.task.builtin",
-    "train.checkpoint": "train.store.checkpoint",
-    "train.config": "train.task.config",
-    "train.evaluate": "train.run.evaluate",
-    "train.log": "train.run.log",
+    "train.evaluate": "train.run.epochs",
     "train.look": "train.run.epochs",
-    "train.loop": "train.run.loop",
-    "train.optimizer": "train.step.optimizer",
+    "train.monitor.symptoms": "train.monitor.monitor",
     "train.parallel": "distributed.mesh",
-    "train.progress": "train.run.progress",
-    "train.recipe": "train.task.recipe",
-    "train.rundir": "train.store.rundir",
-    "train.saver": "train.store.saver",
-    "train.scaling": "train.step.scaling",
-    "train.step_probe": "train.run.step_probe",
-    "train.symptoms": "train.monitor.symptoms",
-    "train.training": "train.step.training",
+    "train.run.evaluate": "train.run.epochs",
+    "train.symptoms": "train.monitor.monitor",
     "explain": "report, comparison and observe.summary",
     "rewrite": "observe, memory and precision",
 }
+_TRAIN = {
+    "monitor": "alerts",
+    "run": "log loop progress step_probe",
+    "step": "optimizer scaling training",
+    "store": "checkpoint rundir saver",
+    "task": "builtin config recipe",
+}
+MOVED |= {f"train.{name}": f"train.{package}.{name}"
+          for package, names in _TRAIN.items() for name in names.split()}
 
 
 class Moved(MetaPathFinder):
-    """Finds no module; for one that moved it raises an error with the new name. Asked last."""
+    """Raises an error with the new name of a module that moved. It finds no module."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
         package, _, module = name.partition(".")

@@ -5,7 +5,7 @@ In `dparams` a `State(value)` has become `Next(value)`: its successor, not a gra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,6 +14,7 @@ import jax
 from jax import tree_util
 
 from .checks import expect, show
+from .dtypes import combine, partition
 
 Tree: TypeAlias = chex.ArrayTree
 
@@ -58,13 +59,13 @@ class Next(_Carried):
 @tree_util.register_pytree_with_keys_class
 @dataclass(frozen=True, eq=False)
 class Wrapped:
-    """Params of a wrapper that needs some of its own: paths show what is inside as if nothing were around it."""
+    """Params of what a wrapper wraps, and of the wrapper itself. Paths show only the inner."""
 
     inner: Tree
-    own: Tree
+    outer: Tree
 
     def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Hidden, Tree], ...], None]:
-        return ((Hidden("inner"), self.inner), (Hidden("own"), self.own)), None
+        return ((Hidden("inner"), self.inner), (Hidden("outer"), self.outer)), None
 
     @classmethod
     def tree_unflatten(cls, _: None, children: tuple[Tree, Tree]) -> Wrapped:
@@ -84,29 +85,34 @@ def is_carried(node: Any) -> bool:
 
 
 def split(tree: Tree) -> tuple[Tree, Tree]:
-    """params -> (trainable, state), or grads -> (gradients, next): whole structure each, None for the other's leaves."""
-    trained = jax.tree.map(lambda n: None if is_carried(n) else n, tree, is_leaf=is_carried)
-    carried = jax.tree.map(lambda n: n if is_carried(n) else None, tree, is_leaf=is_carried)
+    """Splits params into (trainable, state), or grads into (gradients, next).
+
+    Each has the whole structure, with None for the other's leaves.
+    """
+    carried, trained = partition(tree, is_carried, is_leaf=is_carried)
     return trained, carried
 
 
-def join(trained: Tree, carried: Tree) -> Tree:
-    stop = lambda n: n is None or is_carried(n)
-    return jax.tree.map(lambda t, c: t if c is None else c, trained, carried, is_leaf=stop)
-
-
 def merge(trainable: Tree, state: Tree) -> Tree:
-    """The inverse of `split` for params; `state` may hold State or Next, the result holds State."""
-    return join(trainable, jax.tree.map(lambda n: State(n.value), state, is_leaf=is_carried))
+    """Returns the params that `split` took apart. `state` may hold State or Next."""
+    return combine(trainable, jax.tree.map(lambda n: State(n.value), state, is_leaf=is_carried))
 
 
 def paths(tree: Tree) -> dict[str, Any]:
-    """Every leaf by its path, in order: `{"0/w": ..., "0/b": ...}`; what State, Next and Wrapped add to a path is left out."""
+    """Returns every leaf by its path: `{"0/w": ...}`. State and Wrapped add nothing to a path."""
     return {path: leaf for path, leaf in named_leaves(tree) if leaf is not None}
 
 
+def by_layer(leaves: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns leaves by the path of their layer, each with its own path, in order."""
+    layers: dict[str, dict[str, Any]] = {}
+    for path, leaf in leaves.items():
+        layers.setdefault(path.rpartition("/")[0], {})[path] = leaf
+    return layers
+
+
 def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] = lambda n: n is None) -> list[tuple[str, Any]]:
-    """(path, leaf) of every leaf and, with None for a leaf, of every empty place; or of what `is_leaf` stops at."""
+    """Returns (path, leaf) of every leaf, None if empty, or of what `is_leaf` stops at."""
     def name(key: Any) -> str:
         return str(next(getattr(key, field) for field in ("key", "idx", "name") if hasattr(key, field)))
 
@@ -115,7 +121,7 @@ def named_leaves(tree: Tree, is_leaf: Callable[[Any], bool] = lambda n: n is Non
 
 
 def graft(params: Tree, into: Tree) -> Tree:
-    """`into` with every leaf that `params` also has, by path: carries weights to a rewritten net.
+    """Returns `into` with every leaf that `params` also has, by path: weights for a rewritten net.
 
     Raises ValueError when a leaf has another shape or dtype there, or when no path agrees.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from .checks import expect
 from .dtypes import is_floating
 from .layer import Layer, wrapper
 from .params import Static, Tree, is_carried
-from .transform import map_layers_with_path
+from .transform import layers_by_path, map_layers_with_path, matching
 
 Cast = Callable[[Tree], Tree]
 
@@ -46,7 +45,7 @@ PRECISIONS = {name: Precision("float32", name, "float32") for name in ("float32"
 
 
 def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> Layer:
-    """`net` computing in `policy.compute`; its params have the structure they had, in `policy.params`, by the same init.
+    """Returns `net` computing in `policy.compute`, on params of one structure in `policy.params`.
 
     Integers and State are never cast. A layer that widens, as a loss does for its value, still does. Layers whose path matches
     a glob of `keep`, and all below them, compute in `policy.params`: x is cast on the way in, y (a scalar excepted) on the way
@@ -56,24 +55,18 @@ def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> L
            f"PRECISIONS has those with a name: {', '.join(PRECISIONS)}", TypeError)
     expect(not isinstance(keep, str) and keep is not None, "keep",
            "globs of layer paths, as (\"4\", \"2/*\")", repr(keep), error=TypeError)
-    seen: list[str] = []
-
-    def kept(path: str) -> bool:
-        return any(fnmatchcase(path, glob) for glob in keep)
+    layers = layers_by_path(net)
+    kept = {path for glob in keep for path in matching(layers, glob, "keep")}
 
     def rewritten(path: str, layer: Layer) -> Layer:
-        seen.append(path)
-        if any(map(kept, _above(path))):
+        if not kept.isdisjoint(_above(path)):
             return layer
         wide, narrow = partial(_cast, policy.params), partial(_cast, policy.compute)
-        if kept(path):
+        if path in kept:
             return _between(layer, wide, wide, partial(_cast, policy.compute, scalars=False), wide)
         return layer if layer.parts else _between(layer, narrow, narrow, _same, wide)
 
     inside = map_layers_with_path(net, rewritten)
-    for glob in keep:
-        expect(any(fnmatchcase(path, glob) for path in seen), f"keep {glob!r}", f"a match among the layer paths {sorted(seen)}",
-               "none")
     narrow = partial(_cast, policy.compute)
     whole = lambda layer: _between(layer, _same, narrow, partial(_cast, policy.output), narrow)
     if len(inside.parts) > 1 and inside.wraps:  # an objective: its loss takes the target as it is
@@ -82,7 +75,7 @@ def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> L
 
 
 def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cast) -> Layer:
-    """`layer` between casts; at_init: of the x that init is shown, which decides in which dtype it draws.
+    """Returns `layer` between casts. at_init: of the x that init sees, which decides its dtype.
 
     A wrapper, so that a rule or a tap that is put in later meets the layer itself, with the residuals it knows. It stands
     inside of `frozen`, which shows its weights as State, and State is not cast.
@@ -108,12 +101,12 @@ def _between(layer: Layer, of_params: Cast, of_x: Cast, of_y: Cast, at_init: Cas
 
 
 def _has_frozen(layer: Layer) -> bool:
-    """Whether one of the wrappers of `layer` shows its weights as State."""
+    """Returns whether one of the wrappers of `layer` shows its weights as State."""
     return layer.wraps and (layer.role == "freezes" or _has_frozen(layer.parts[0]))
 
 
 def _above(path: str) -> list[str]:
-    """The paths of all layers around the one at `path`: of 2/0/1 the root, 2 and 2/0."""
+    """Returns the paths of all layers around the one at `path`: of 2/0/1 the root, 2 and 2/0."""
     steps = path.split("/") if path else []
     return ["/".join(steps[:count]) for count in range(len(steps))]
 
@@ -123,7 +116,7 @@ def _same(tree: Tree) -> Tree:
 
 
 def _cast(dtype: Any, tree: Tree, scalars: bool = True) -> Tree:
-    """Floating leaves in `dtype`, State as it is. A leaf of that dtype stays the same object: it is then kept but once."""
+    """Casts floating leaves, not State. A leaf of that dtype stays the same object, kept once."""
     def one(leaf: Any) -> Any:
         if is_carried(leaf) or not is_floating(leaf) or jnp.result_type(leaf) == dtype or not (scalars or jnp.ndim(leaf)):
             return leaf
@@ -133,7 +126,7 @@ def _cast(dtype: Any, tree: Tree, scalars: bool = True) -> Tree:
 
 
 def _dtypes(tree: Tree) -> Static:
-    """Of its floating leaves: those that have a cotangent."""
+    """Returns the dtypes of the floating leaves: those that have a cotangent."""
     return Static(tuple(jnp.result_type(leaf) for leaf in jax.tree.leaves(tree) if is_floating(leaf)))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -16,10 +16,28 @@ Rewrite = Callable[[Layer], Layer]
 
 
 def parts_with_path(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
-    """Yields (path, part) of the parts of the layer at `path`."""
+    """Yields (path, part) of the parts of a layer. Raises TypeError for what is no Layer."""
+    expect(isinstance(layer, Layer), f"layer {path}".rstrip(), "a Layer", getattr(layer, "__name__", repr(layer)),
+           f"Did you mean {getattr(layer, '__name__', 'dense')}()?", TypeError)
     for i, part in enumerate(layer.parts):
         place = str(i) if layer.places is None else layer.places[i]
         yield "/".join(filter(None, (path, place))), part
+
+
+def layers_by_path(layer: Layer, path: str = "") -> dict[str, Layer]:
+    """Returns every layer by its path, children first. A wrapper counts as what it wraps."""
+    found: dict[str, Layer] = {}
+    for below, part in parts_with_path(layer, path):
+        found |= layers_by_path(part, below)
+    return found if layer.wraps else {**found, path: layer}
+
+
+def matching(paths: Iterable[str], glob: str, what: str) -> list[str]:
+    """Returns the layer paths that match `glob`. Raises ValueError where none does."""
+    matches = [path for path in paths if fnmatchcase(path, glob)]
+    expected = f"a match among the layer paths {sorted(paths)}"
+    expect(bool(matches), f"{what} {glob!r}", expected, "none")
+    return matches
 
 
 def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "", wrappers: bool = False) -> Layer:
@@ -29,8 +47,6 @@ def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: st
     out of training. So rewrites commute. wrappers: also visit what is around a layer at the
     layer's own path (checkpoint, frozen, a tap); without, wrappers are put back around the result.
     """
-    expect(isinstance(net, Layer), f"layer {path}".rstrip(), "a Layer", getattr(net, "__name__", repr(net)),
-           f"Did you mean {getattr(net, '__name__', 'dense')}()?", TypeError)
     parts = tuple(map_layers_with_path(part, fn, below, wrappers) for below, part in parts_with_path(net, path))
     if any(new is not old for new, old in zip(parts, net.parts)):
         expect(net.rebuild is not None, net.name, "a combinator with rebuild", "none, and a part of it changed",
@@ -40,7 +56,7 @@ def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: st
 
 
 def _rewritten(layer: Layer, fn: Rewrite) -> Layer:
-    """`fn(layer)`, with facts that apply `fn` again to what the facts of `layer` make."""
+    """Returns `fn(layer)`, with facts that apply `fn` again to the layers they make."""
     new = fn(layer)
     expect(isinstance(new, Layer), f"a rewrite of {layer.name}", "a Layer", repr(new), "Give a function from Layer to Layer",
            TypeError)
@@ -101,21 +117,18 @@ def with_rules(net: Layer, rules: Mapping[str, Rewrite]) -> Layer:
         ok = isinstance(where, str) and callable(fn) and not isinstance(fn, Layer)
         expect(ok, "rules", "a glob of layer paths and a function from Layer to Layer", f"{where!r} and {fn!r}",
                'Write replace_rules(net, "2/*", lambda layer: ...)', TypeError)
-    seen: list[str] = []
 
     def replaced(path: str, layer: Layer) -> Layer:
-        seen.append(path)
         for where, fn in rules.items():
             layer = fn(layer) if fnmatchcase(path, where) else layer
         return layer
 
     rewritten = map_layers_with_path(net, replaced)
     for where in rules:
-        found = any(fnmatchcase(path, where) for path in seen)
-        expect(found, f"rules pattern {where!r}", f"a match among the layer paths {sorted(seen)}", "none")
+        matching(layers_by_path(net), where, "rules pattern")
     return rewritten
 
 
 def inference(net: Layer) -> Layer:
-    """Every layer replaced by its twin out of training; the params stay, and so does the backward pass."""
+    """Replaces every layer by its twin out of training, on the same params."""
     return map_layers(net, lambda layer: layer.inference or layer)

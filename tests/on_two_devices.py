@@ -14,7 +14,7 @@ import numpy as np
 from fbackprop import ask_for, devices, gpt
 from fbackprop.memory.planner import temp_bytes_on
 from fbackprop.train.task.config import TrainConfig
-from fbackprop.train.task.recipe import computed, fitted, gradients, start
+from fbackprop.train.task.recipe import fit_to_memory, gradients, net_in_precision, start
 from fbackprop.train.task.task import Task
 
 # every two options meet
@@ -29,9 +29,9 @@ def found(precision, parts, count):
     config = TrainConfig.of(model="gpt", precision=precision, accumulate=parts, devices=count, clip="norm:1.0")
     params, batch = start(task, config)
     part = jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(a) // parts, *a.shape[1:]), a.dtype), batch)
-    whole = temp_bytes_on(devices(count), computed(task, config), None, part)
+    whole = temp_bytes_on(devices(count), net_in_precision(task, config), None, part)
     config = replace(config, memory=f"{whole * 0.9:.0f}B")
-    task, needed = fitted(task, config, batch)
+    task, needed = fit_to_memory(task, config, batch)
     value, grads = jax.jit(gradients(task, config))(params, batch)
     return whole, needed, whole * 0.9, float(value)
 

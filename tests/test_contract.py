@@ -42,7 +42,8 @@ from fbackprop import (
     value_and_grad,
     vjp,
 )
-from fbackprop.params import is_carried, join
+from fbackprop.dtypes import combine
+from fbackprop.params import is_carried
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -154,8 +155,8 @@ def test_merge_is_the_inverse_of_split(tree):
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)
-def test_join_is_the_inverse_of_split_for_gradients(tree):
-    assert_same(join(*split(passing(tree))), passing(tree))
+def test_combine_is_the_inverse_of_split_for_gradients(tree):
+    assert_same(combine(*split(passing(tree))), passing(tree))
 
 
 @pytest.mark.parametrize("tree", TREES.values(), ids=TREES)

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from fbackprop.cli.experiments import described
+from fbackprop.cli.experiments import describe
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 FILES = sorted(path for path in EXPERIMENTS.glob("*.py") if "\ndef experiment(" in path.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def compiled_the_quick_way(path):
 @pytest.mark.usefixtures("compiled_the_quick_way")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_an_experiment_gives_its_expected_result(path, tmp_path, capsys):
-    needs = described(path).needs
+    needs = describe(path).needs
     if needs:
         pytest.importorskip(needs, reason=f"{path.stem} compiles with {needs}, which few have")
     module, lab = load(path.stem), load("lab")

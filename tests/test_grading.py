@@ -233,7 +233,7 @@ OF_ONE_SYSTEM = {"fork", "forkpty", "setsid", "setpgid", "killpg", "getpgid", "g
 
 def imported():
     """The package's own modules that the exercises' path imports."""
-    program = ("import sys, fbackprop.cli.exercise, fbackprop.cli.verify, fbackprop.cli.grading\n"
+    program = ("import sys, fbackprop.cli.exercise, fbackprop.cli.verify\n"
                "import fbackprop.classroom.grading.grade\n"
                "print(*sorted(m.__file__ for n, m in sys.modules.items() if n.startswith('fbackprop')), sep='\\n')")
     return subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split("\n")[:-1]

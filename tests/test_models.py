@@ -23,7 +23,7 @@ from fbackprop import (
     value_and_grad,
 )
 from fbackprop.models.gpt import gpt_block
-from fbackprop.train.run.evaluate import evaluation
+from fbackprop.train.run.epochs import evaluation
 from fbackprop.verify.gradient_error import gradient_error
 
 KEY = jax.random.key(0)

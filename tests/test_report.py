@@ -15,9 +15,8 @@ from fbackprop.cli import main
 from fbackprop.cli.options import parse
 from fbackprop.cli.report import mark_lines
 from fbackprop.cli.train import Options
-from fbackprop.report.history import Mark, layer_series, read_run, series
-from fbackprop.report.names import label, layer_names
-from fbackprop.report.report import report, task_of
+from fbackprop.report.history import Mark, label, layer_series, read_run, series
+from fbackprop.report.report import layer_names, report, task_of
 from fbackprop.train.run.log import records
 from fbackprop.train.store import checkpoint
 from fbackprop.train.store.saver import files

@@ -10,11 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 
 from .. import __version__
-from ..errors import Problem
+from ..errors import Problem, unknown
 
 VERBS = {
     "train": "train a model by the hand-written chain, checked against jax.grad as it goes",
@@ -65,9 +64,7 @@ def _run(argv: list[str]) -> int:
         return 0
     verb, *rest = argv
     if verb not in VERBS:
-        close = get_close_matches(verb, VERBS, 1)
-        hint = f"Did you mean {close[0]}?" if close else "fbackprop --help lists them"
-        raise Problem(f"verb {verb!r}: expected one of {', '.join(VERBS)}. {hint}")
+        raise unknown("verb", verb, VERBS, hint="fbackprop --help lists them")
     try:
         import filelock  # noqa: F401
         import rich  # noqa: F401

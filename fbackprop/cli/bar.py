@@ -13,7 +13,7 @@ EVERY = 10.0  # seconds from one line to the next where there is no terminal
 
 
 class Bar:
-    """Told of every step's record and every epoch; quiet says nothing but what has to be said."""
+    """Shows every step and epoch of a run; with `quiet` only the sentences."""
 
     def __init__(self, steps: int, quiet: bool) -> None:
         self.steps, self.quiet, self.accuracy = steps, quiet, ""
@@ -49,7 +49,7 @@ class Bar:
             self.accuracy = f"  accuracy {epoch.test_accuracy:.4f}"
 
     def say(self, text: str) -> None:
-        """Said whatever `quiet` is."""
+        """Prints a sentence, whatever `quiet` is."""
         if self.bar.disable:
             print(f"fbackprop: {text}", file=sys.stderr, flush=True)
         else:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from tyro.conf import Positional
 
-from ..errors import Failure, Problem
+from ..errors import Failure, Problem, as_problem
 from .bench import show as show_benchmark
-from .options import parse, screen
+from .options import numeric, parse, screen
 
 if TYPE_CHECKING:
     from ..comparison.bench.benchmark import Benchmark
@@ -55,7 +54,7 @@ class Options:
 
 
 def run(argv: list[str]) -> int:
-    """Exit code 1 when a gradient is further off than rounding explains, or a peer's loss differs."""
+    """Returns 1 for a gradient that rounding does not explain. Raises Failure for a peer's loss."""
     options = parse(Options, "compare", argv)
     if options.pairs < 1 or options.rounds < 1 or options.seconds <= 0 or options.seed < 0:
         raise Problem("--pairs, --rounds: expected at least 1, --seconds: above 0, --seed: at least 0")
@@ -64,14 +63,14 @@ def run(argv: list[str]) -> int:
     from ..train.run.log import plain
     from ..verify.verdict import TOLERANCE
 
-    frontier = measured(options) if options.against else None  # first: here nothing has taken an accelerator's memory yet
-    given = of_work(options) if options.against else of_model(options)
-    try:
-        found = compare(given.net, given.loss, given.params(), given.batch, options.pairs)
-    except (TypeError, ValueError) as error:
-        raise Problem(f"{options.model}: {error}") from error
+    # the frontier first: at this point nothing has taken an accelerator's memory
+    frontier = measure_frontier(options) if options.against else None
+    with as_problem(f"{options.model}: "):
+        take = of_work if options.against else of_model
+        net, loss, params, batch, narrow = take(options)
+        found = compare(net, loss, params, batch, options.pairs)
     console = screen()
-    bound = None if given.narrow else TOLERANCE["float32"]
+    bound = None if narrow else TOLERANCE["float32"]  # rounding says nothing of bfloat16
     show(console, found, bound)
     result = {"verb": "compare", "model": options.model, "passed": bound is None or found.max_gradient_error <= bound,
               **found.as_json}
@@ -80,7 +79,7 @@ def run(argv: list[str]) -> int:
         show_benchmark(console, frontier)
         wrong = frontier.disagreement
         result.update(passed=result["passed"] and not wrong, frontier=frontier.as_json)
-    for path in [] if options.text else saved(plain(result), found, frontier, Path(options.out or "runs/compare")):
+    for path in [] if options.text else save(plain(result), found, frontier, Path(options.out or "runs/compare")):
         console.print(str(path), soft_wrap=True)
     if options.json:
         print(json.dumps(plain(result)))
@@ -89,41 +88,28 @@ def run(argv: list[str]) -> int:
     return 0 if result["passed"] else 1
 
 
-class Given(NamedTuple):
-    """What is compared. narrow: it computes in bfloat16, of which rounding says nothing."""
-
-    net: Layer
-    loss: Layer | None
-    params: Callable[[], Any]
-    batch: Any
-    narrow: bool = False
-
-
-def of_model(options: Options) -> Given:
-    """As train makes it."""
-    import jax
-
-    from ..compose import objective
+def of_model(options: Options) -> tuple[Layer, Layer | None, Any, Any, bool]:
+    """Returns (net, loss, params, batch, whether it computes in bfloat16) as train makes them."""
     from ..train.task.builtin import load_task
     from ..train.task.config import TrainConfig
+    from ..train.task.recipe import start
 
-    given = {"model": options.model, "seed": options.seed, "batch_size": options.batch_size, "data": options.data}
-    task = load_task(TrainConfig.of(**{key: value for key, value in given.items() if value is not None}))
-    batch = task.batches(options.seed, 0)
-    init = objective(task.net, task.loss).init
-    return Given(task.net, task.loss, lambda: init(jax.random.key(options.seed), batch), batch)
+    names = ("model", "seed", "batch_size", "data")
+    config = TrainConfig.of(**{name: getattr(options, name) for name in names})
+    task = load_task(config)
+    return task.net, task.loss, *start(task, config), False
 
 
-def of_work(options: Options) -> Given:
-    """As bench makes it, so that layers and frontier speak of the same net."""
+def of_work(options: Options) -> tuple[Layer, Layer | None, Any, Any, bool]:
+    """Returns the same as bench makes it, so that layers and frontier speak of one net."""
     from ..comparison.bench.work import find_work
 
     work = find_work(options.model)
-    return Given(work.net, work.loss, lambda: work.params(options.seed), work.batch(options.seed), work.narrow)
+    return work.net, work.loss, work.params(options.seed), work.batch(options.seed), work.narrow
 
 
-def measured(options: Options) -> Benchmark:
-    """The points of the frontier: by hand all there are, the planner's too."""
+def measure_frontier(options: Options) -> Benchmark:
+    """Measures the points of the frontier; by hand all there are, the planner's too."""
     from ..comparison.bench.benchmark import benchmark, peers_of
 
     if options.batch_size is not None or options.data is not None:
@@ -134,17 +120,15 @@ def measured(options: Options) -> Benchmark:
 
 
 def show(console: Console, found: Comparison, bound: float | None) -> None:
-    """The layers as a table, then both programs as a whole."""
-    right = [Column(name, justify="right") for name in (
-        "runs", "error", "kept", "by jax.vjp", "forward", "dx", "dparams", "ms", "by jax.vjp")]
-    table = Table("layer", *right, title="each layer by itself: bytes kept, FLOPs, milliseconds there and back")
+    """Prints the layers as a table, then both programs as a whole."""
+    heads = numeric("runs", "error", "kept", "by jax.vjp", "forward", "dx", "dparams", "ms", "by jax.vjp")
+    table = Table("layer", *heads, title="each layer by itself: bytes kept, FLOPs, milliseconds there and back")
     for row in found.layers:
         table.add_row(f"{row.path} {row.layer}", str(row.runs), f"{row.error:.0e}", short(row.kept), short(row.auto_kept),
                       *map(short, (row.forward_flops, row.dx_flops, row.dparams_flops)), f"{row.manual_ms:.2f}",
                       f"{row.auto_ms:.2f}")
     console.print(table)
-    heads = (Column(name, justify="right") for name in ("ms", "temporary MB", "compile s", "FLOPs"))
-    whole = Table("loss and gradients", *heads)
+    whole = Table("loss and gradients", *numeric("ms", "temporary MB", "compile s", "FLOPs"))
     for name, cost in (("by hand", found.manual), ("jax.grad", found.auto)):
         whole.add_row(name, f"{cost.ms:.2f}", f"{cost.temp_bytes / 1e6:.2f}",
                       f"{cost.compile_s:.2f}", short(cost.flops))
@@ -158,15 +142,15 @@ def show(console: Console, found: Comparison, bound: float | None) -> None:
 
 
 def short(number: float) -> str:
-    """1530000 -> 1.53M."""
+    """Returns a number with its unit: 1530000 is 1.53M."""
     for size, letter in UNITS:
         if number >= size:
             return f"{number / size:.3g}{letter}"
     return f"{number:.0f}"
 
 
-def saved(result: dict[str, Any], found: Comparison, frontier: Benchmark | None, directory: Path) -> list[Path]:
-    """compare.json and, where matplotlib is, the figures. Raises FileProblem where they cannot be written."""
+def save(result: dict[str, Any], found: Comparison, frontier: Benchmark | None, directory: Path) -> list[Path]:
+    """Writes compare.json and, with matplotlib, the figures. Raises FileProblem where it cannot."""
     from ..train.store.rundir import writing
 
     paths = [directory / "compare.json"]

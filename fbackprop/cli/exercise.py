@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from rich.table import Table
 from tyro.conf import Positional
 
 from ..classroom.exercises import EXERCISES
-from ..errors import FileProblem, Problem
+from ..errors import FileProblem, Problem, unknown
 from .options import parse, screen
 
 
@@ -51,9 +50,7 @@ def _list(options: Options) -> dict[str, object]:
 
 def _write(name: str, options: Options) -> dict[str, object]:
     if name not in EXERCISES:
-        close = get_close_matches(name, EXERCISES, 1)
-        raise Problem(f"exercise {name!r}: expected one of {', '.join(EXERCISES)}."
-                      + (f" Did you mean {close[0]}?" if close else ""))
+        raise unknown("exercise", name, EXERCISES)
     file = Path(f"{name}.py" if options.out is None else options.out)
     if file.is_dir():
         raise Problem(f"{file}: expected a file to write, got a directory")

@@ -8,16 +8,14 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..errors import Problem
+from ..errors import Problem, unknown
 from .options import parse, screen
 
 RESULTS = Path("runs/experiments")
@@ -41,7 +39,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's docstring says of it."""
+    """An experiment, as its docstring describes it."""
 
     name: str
     question: str
@@ -51,7 +49,7 @@ class Experiment:
 
     @property
     def missing(self) -> bool:
-        """Whether it needs a package that is not installed."""
+        """Returns whether it needs a package that is not installed."""
         return bool(self.needs) and find_spec(self.needs) is None
 
 
@@ -59,11 +57,11 @@ def run(argv: list[str]) -> int:
     """Lists or runs. Exit code 1 when an expected result does not come out."""
     options = parse(Options, "experiments", argv)
     folder = find_folder()
-    found = {path.stem: described(path) for path in sorted(folder.glob("*.py")) if is_experiment(path)}
+    found = {path.stem: describe(path) for path in sorted(folder.glob("*.py")) if is_experiment(path)}
     if any(seed < 0 for seed in options.seed) or not options.seed:
         raise Problem("--seed: expected whole numbers of at least 0")
     if not options.words:
-        return listed(found, options)
+        return list_all(found, options)
     if options.words[0] != "run" or len(options.words) == 1:
         raise Problem(f"experiments: expected nothing, or run and names, got {' '.join(options.words)!r}. "
                       "fbackprop experiments lists the names")
@@ -74,14 +72,12 @@ def run(argv: list[str]) -> int:
             print(f"{name}: left out, {found[name].needs} is not installed", file=sys.stderr)
     for name in names:
         if name not in found:
-            close = get_close_matches(name, found, 1)
-            raise Problem(f"experiment {name!r}: expected one of {', '.join(found)}."
-                          + (f" Did you mean {close[0]}?" if close else ""))
-    return ran(folder, names, options)
+            raise unknown("experiment", name, found)
+    return run_all(folder, names, options)
 
 
 def find_folder() -> Path:
-    """experiments/ beside the package, or here. Problem without a checkout: a wheel holds none."""
+    """Returns experiments/ beside the package, or here. Raises Problem without a checkout."""
     for root in (Path(__file__).parents[2], Path.cwd()):
         if (root / "experiments" / "lab.py").exists():
             return root / "experiments"
@@ -92,8 +88,8 @@ def is_experiment(path: Path) -> bool:
     return "\ndef experiment(" in path.read_text(encoding="utf-8")
 
 
-def described(path: Path) -> Experiment:
-    """From the docstring alone: nothing is imported."""
+def describe(path: Path) -> Experiment:
+    """Returns the Experiment that a file's docstring describes. Nothing is imported."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
     question, _, rest = text.partition("\n")
     heads = dict(line.split(maxsplit=1) for line in rest.splitlines() if line.split()[1:])
@@ -101,7 +97,7 @@ def described(path: Path) -> Experiment:
 
 
 def last_results(name: str, out: Path) -> list[dict[str, Any]]:
-    """What the runs of an experiment left in `out`, the newest last; files that are no results are passed over."""
+    """Returns the results of an experiment in `out`, the newest last."""
     found = []
     for path in sorted(out.glob(f"{name}-seed*.json"), key=lambda path: path.stat().st_mtime):
         try:
@@ -113,8 +109,8 @@ def last_results(name: str, out: Path) -> list[dict[str, Any]]:
     return found
 
 
-def listed(found: dict[str, Experiment], options: Options) -> int:
-    """The table, and the same as JSON."""
+def list_all(found: dict[str, Experiment], options: Options) -> int:
+    """Prints the experiments as a table, and as JSON."""
     table, rows = Table("experiment", "rows", "question", "last result"), []
     for each in found.values():
         results = last_results(each.name, Path(options.out))
@@ -134,9 +130,10 @@ def in_words(last: dict[str, Any] | None) -> str:
     return f"{fate}, seed {last['seed']}" + ", quick" * last["quick"] + f", {last['seconds']:.0f} s"
 
 
-def ran(folder: Path, names: list[str], options: Options) -> int:
-    """Each in a process of its own, one after the other; what it prints passes through."""
-    console, table, rows = screen(), Table("experiment", "seed", "claims that hold", "result", "s"), []
+def run_all(folder: Path, names: list[str], options: Options) -> int:
+    """Runs each experiment in its own process; what it prints passes through."""
+    console, table = screen(), Table("experiment", "seed", "claims that hold", "result", "s")
+    rows: list[dict[str, Any]] = []
     path = [str(folder.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     for name in names:
@@ -144,27 +141,21 @@ def ran(folder: Path, names: list[str], options: Options) -> int:
             print(f"== {name}, seed {seed}", file=sys.stderr, flush=True)
             command = [sys.executable, str(folder / f"{name}.py"), "--seed", str(seed), "--out", options.out]
             earlier = last_results(name, Path(options.out))[-1:]
-            code = subprocess.run([*command, *["--quick"] * options.quick], env=environment, stdout=output(options)).returncode
+            command += ["--quick"] * options.quick
+            sys.stdout.flush()  # what an experiment prints comes after
+            out = sys.stderr if options.json else None  # with --json stdout is for machines
+            code = subprocess.run(command, env=environment, stdout=out).returncode
             result = last_results(name, Path(options.out))[-1:]  # the earlier one still, where this run broke down
             claims, seconds = ([], None) if result == earlier else (result[0]["claims"], result[0]["seconds"])
             rows.append({"experiment": name, "seed": seed, "exit_code": code, "passed": code == 0, "seconds": seconds,
                          "failed": [claim["claim"] for claim in claims if not claim["holds"]]})
             table.add_row(name, str(seed), f"{sum(claim['holds'] for claim in claims)} of {len(claims)}",
                           "as expected" if code == 0 else f"NOT as expected, exit code {code}", str(seconds))
-    told(console, table, rows)
-    if options.json:
-        print(json.dumps({"verb": "experiments", "passed": all(row["passed"] for row in rows), "runs": rows}))
-    return 0 if all(row["passed"] for row in rows) else 1
-
-
-def output(options: Options) -> Any:
-    """Where an experiment prints: with --json stdout is for machines."""
-    sys.stdout.flush()
-    return sys.stderr if options.json else None
-
-
-def told(console: Console, table: Table, rows: list[dict[str, Any]]) -> None:
     console.print(table)
+    passed = all(row["passed"] for row in rows)
     for row in rows:
         for claim in row["failed"]:
             console.print(f"{row['experiment']}, seed {row['seed']}: does not hold: {claim}")
+    if options.json:
+        print(json.dumps({"verb": "experiments", "passed": passed, "runs": rows}))
+    return 0 if passed else 1

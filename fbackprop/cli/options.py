@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -9,25 +10,27 @@ import json
 import re
 import sys
 import tomllib
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from rich.console import Console
+from rich.table import Column
 
-from ..errors import FileProblem, Problem
+from ..errors import FileProblem, Problem, unknown
 
 T = TypeVar("T")
 
 
 def parse(kind: type[T], verb: str, argv: list[str]) -> T:
-    """An instance of the dataclass `kind`. Raises Problem for an unknown flag, a bad value or a bad config file.
+    """Returns a `kind` of what `argv` gives. Raises Problem for a bad flag, value or file.
 
     A field named `config` makes --config FILE be read first. --help prints and exits 0.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    path = _value_of("--config", argv) if "config" in names else None
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", nargs="?")
+    path = first.parse_known_args(argv)[0].config if "config" in names else None
     given = [] if path is None else [token for flag in _from_toml(kind, Path(path)) for token in flag]
     said = io.StringIO()
     try:
@@ -50,21 +53,17 @@ class Screen(Console):
 
 
 def screen(quiet: bool = False) -> Console:
-    """stdout for people: as wide as the terminal, wide enough for a table where there is none."""
+    """Returns stdout for people, wide enough for a table where there is no terminal."""
     return Screen(highlight=False, markup=False, quiet=quiet, width=None if sys.stdout.isatty() else 120, soft_wrap=False)
 
 
-def _value_of(flag: str, argv: list[str]) -> str | None:
-    for i, token in enumerate(argv):
-        if token == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if token.startswith(f"{flag}="):
-            return token.partition("=")[2]
-    return None
+def numeric(*names: str) -> list[Column]:
+    """Returns the columns of a table that hold numbers."""
+    return [Column(name, justify="right") for name in names]
 
 
 def _from_toml(kind: type, path: Path) -> list[list[str]]:
-    """The file's keys as flags, each checked against the type of its field."""
+    """Returns the file's keys as flags, each checked against the type of its field."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -78,9 +77,7 @@ def _from_toml(kind: type, path: Path) -> list[list[str]]:
         if name == "model":
             continue  # a run's own config.toml names it; the command line decides
         if name not in types:
-            close = get_close_matches(name, types, 1)
-            raise Problem(f"{path}: key {key!r}: expected one of {', '.join(sorted(types))}."
-                          + (f" Did you mean {close[0]}?" if close else ""))
+            raise unknown(f"{path}: key", key, sorted(types))
         wanted = [t for t in get_args(types[name]) or (types[name],) if t is not type(None)]
         if not any(value == t or (isinstance(t, type) and _is_a(value, t)) for t in wanted):
             expected = " or ".join(t.__name__ if isinstance(t, type) else repr(t) for t in wanted)
@@ -100,7 +97,7 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def _plain(text: str) -> str:
-    """tyro's framed message as one line: what is wrong and the nearest option, without the frame and the help text."""
+    """Returns tyro's framed message as one line: what is wrong, and the nearest option."""
     lines = (_unframed(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
     words = " ".join([line for line in lines if line][1:])  # the first is the frame's title
     return re.split(r"Argument helptext|For full helptext", words)[0].strip(" .")

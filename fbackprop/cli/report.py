@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 from tyro.conf import Positional
 
-from .options import parse, screen
+from .options import numeric, parse, screen
 
 if TYPE_CHECKING:
     from ..report.report import Report
@@ -37,8 +38,7 @@ def run(argv: list[str]) -> int:
     options = parse(Options, "report", argv)
 
     from ..report.history import read_run
-    from ..report.names import layer_names
-    from ..report.report import FIGURES, draw, report, task_of
+    from ..report.report import FIGURES, draw, layer_names, report, task_of
     from ..train.run.log import plain
 
     directory = Path(options.run_dir)
@@ -59,7 +59,7 @@ def run(argv: list[str]) -> int:
 
 
 def show(console: Console, found: Report, names: dict[str, str]) -> None:
-    """The Report as text: the run, its scores, what happened, its layers."""
+    """Prints the Report: the run, its scores, what happened, its layers."""
     steps = f"{found.step}" + (f" of {found.steps}" if found.steps else "") + " steps"
     epochs = "" if found.epoch is None else f", {found.epoch} of {found.epochs} epochs"
     seconds = "" if found.seconds is None else f", {found.seconds:.1f} s"
@@ -76,44 +76,37 @@ def show(console: Console, found: Report, names: dict[str, str]) -> None:
 
 
 def scores_table(found: Report) -> Table:
-    """First, last and best of every measured quantity."""
+    """Returns the first, last and best value of every measured quantity."""
     from ..report.history import SCORES
 
-    table = Table("", *(heading(name) for name in ("first", "last", "best", "at step")))
+    table = Table("", *numeric("first", "last", "best", "at step"))
     for key, score in found.scores.items():
         best = "-" if score.best is None else f"{score.best:.4f}"
         table.add_row(SCORES[key], f"{score.first:.4f}", f"{score.last:.4f}", best, str(score.best_step or 0))
     return table
 
 
-def heading(name: str) -> Column:
-    return Column(name, justify="right")
-
-
 def mark_lines(marks: list) -> list[str]:
-    """Events and alerts in order, a line each; what comes again and again is one line, the middle of very many left out."""
-    lines: list[tuple[str, int, Any]] = []
-    for mark in marks:
-        if lines and (mark.kind, mark.layer, mark.ended) == (lines[-1][2].kind, lines[-1][2].layer, lines[-1][2].ended):
-            first, count, _ = lines[-1]
-            lines[-1] = (first, count + 1, mark)
-        else:
-            kind = f"{mark.kind}: " if mark.alert and not mark.ended else ""  # an event's text begins with it
-            lines.append((f"step {mark.step}: {kind}{mark.text}", 1, mark))
-    said = [text + (f" ({count} times, the last at step {last.step})" if count > 1 else "") for text, count, last in lines]
+    """Returns a line for each event and alert, one for repeated ones, not all of very many."""
+    said: list[str] = []
+    for _, same in groupby(marks, key=lambda mark: (mark.kind, mark.layer, mark.ended)):
+        first, *more = same
+        # an event's text begins with its kind
+        kind = f"{first.kind}: " if first.alert and not first.ended else ""
+        again = f" ({1 + len(more)} times, the last at step {more[-1].step})" if more else ""
+        said.append(f"step {first.step}: {kind}{first.text}{again}")
     if len(said) > MOST:
         said[MOST // 2:-MOST // 2] = [f"... {len(said) - MOST} more ..."]
     return said
 
 
 def layers_table(found: Report, names: dict[str, str]) -> Table:
-    """A row per layer of the last look, a column for each quantity that is known of any."""
-    from ..report.history import SHARES
-    from ..report.names import label
+    """Returns a row per layer of the last look, a column for each quantity that is known of any."""
+    from ..report.history import SHARES, label
     from ..report.report import COLUMNS
 
     columns = [key for key in COLUMNS if any(key in about for about in found.layers.values())]
-    table = Table(Column("layer", no_wrap=True), *(heading(COLUMNS[key]) for key in columns),
+    table = Table(Column("layer", no_wrap=True), *numeric(*(COLUMNS[key] for key in columns)),
                   title=f"layers at step {found.layers_step}", title_justify="left")
     for path, about in found.layers.items():
         shown = {key: f"{value:.1%}" if key in SHARES else f"{value:.3g}" for key, value in about.items()}

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from ..errors import Problem
 from ..train.task.config import TrainConfig
 from .bar import Bar
-from .options import parse, screen
+from .options import numeric, parse, screen
 from .signals import between_steps
 
 BOUND = 1e-5  # of a gradient's difference from jax.grad's, in float32
@@ -50,24 +50,24 @@ def run(argv: list[str]) -> int:
 
     from ..distributed.mesh import ask_for
     from ..observe.summary import summarize
-    from ..train.run.epochs import plan
+    from ..train.run.epochs import length
     from ..train.run.log import plain
     from ..train.run.loop import fit
     from ..train.run.progress import Tell
     from ..train.store.rundir import open_run
     from ..train.task.builtin import load_task
-    from ..train.task.recipe import fitted, start
+    from ..train.task.recipe import fit_to_memory, start
 
     if options.force and options.resume:
         raise Problem("force and resume: expected one of them, got both. --force replaces a run, --resume goes on with it")
     if config.devices > 1:
         ask_for(config.devices)
     task = load_task(config)
-    total = plan(task, config)
+    total = length(task, config)
     params, batch = start(task, config)
     console = screen(options.quiet)
     if config.memory:
-        task, needed = fitted(task, config, batch)
+        task, needed = fit_to_memory(task, config, batch)
         console.print(f"loss and gradients need {needed / 1e6:.2f} MB of the {config.memory} beside weights and gradients"
                       + ", on each device" * (config.devices > 1))
     with open_run(config, options.out, options.force, options.resume) as directory:
@@ -102,7 +102,7 @@ def run(argv: list[str]) -> int:
 
 
 def recipe_line(config: TrainConfig, steps: int) -> str:
-    """How the run trains, in one line."""
+    """Returns how the run trains, in one line."""
     how = "hand-written chain" if config.backward == "manual" else "jax.value_and_grad"
     extras = [f"clipped by {config.clip}"] * bool(config.clip) + [f"in {config.accumulate} parts"] * (config.accumulate > 1)
     extras += [config.precision] * (config.precision != "float32") + [f"on {config.devices} devices"] * (config.devices > 1)
@@ -112,20 +112,20 @@ def recipe_line(config: TrainConfig, steps: int) -> str:
 
 
 def network_table(name: str, rows: list) -> Table:
-    """The network as a table: layer, output, parameters, what the backward keeps, bytes."""
-    table = Table(title=name, title_justify="left", caption_justify="right",
-                  caption=f"{sum(r.parameters for r in rows):,} parameters, {sum(r.kept_bytes for r in rows):,} bytes kept")
-    for heading, justify in (("path", "left"), ("layer", "left"), ("output", "left"), ("parameters", "right"),
-                             ("backward keeps", "left"), ("bytes", "right")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    """Returns the network as a table: layer, output, parameters, what the backward keeps, bytes."""
+    parameters = sum(row.parameters for row in rows)
+    kept = sum(row.kept_bytes for row in rows)
+    table = Table("path", "layer", "output", *numeric("parameters"), "backward keeps", *numeric("bytes"),
+                  title=name, title_justify="left", caption_justify="right",
+                  caption=f"{parameters:,} parameters, {kept:,} bytes kept")
     for row in rows:
-        cells = asdict(row)
-        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells.values()))
+        cells = asdict(row).values()
+        table.add_row(*(f"{cell:,}" if isinstance(cell, int) else cell for cell in cells))
     return table
 
 
 def epoch_line(epoch: object) -> str:
-    """One epoch in one line: losses, accuracy, gradient error, gradient norm per layer."""
+    """Returns one epoch in one line: losses, accuracy, gradient error, gradient norm per layer."""
     e = vars(epoch)
     norms = sorted((norm, path or "net") for path, norm in e["gradient_norms"].items())
     by_layer = " ".join(f"{path}:{norm:.2g}" for path, norm in e["gradient_norms"].items())

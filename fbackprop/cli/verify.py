@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import secrets
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 from tyro.conf import Positional
 
-from ..errors import Failure, Problem
+from ..errors import Failure, FileProblem, Problem, unknown
+from . import as_flags
 from .options import parse, screen
+from .signals import between_steps
 
 
 @dataclass(frozen=True)
@@ -49,32 +54,28 @@ def run(argv: list[str]) -> int:
     if options.draws < 0 or (options.seed or 0) < 0:
         raise Problem("draws and seed: expected whole numbers of at least 0")
     if options.model is not None and (Path(options.model).is_dir() or options.model.endswith((".py", "/", "\\"))):
-        from .grading import graded
-
-        return graded(options)
+        return grade_files(options)
     for name in ("exercise", "function", "seconds", "memory", "jobs"):
         if getattr(options, name) != getattr(Options, name):
             raise Problem(f"--{name}: expected with a folder or a file.py to grade")
-    counts = _table(options) if options.model is None else _own(options)
+    counts = _verify_all(options) if options.model is None else _verify_one(options)
     if options.json:
         print(json.dumps({"verb": "verify", **counts}))
     bad = counts["wrong"] or counts["caught"] < counts["planted"] or counts["false_alarms"]
     return 1 if bad else 0
 
 
-def _table(options: Options) -> dict[str, Any]:
+def _verify_all(options: Options) -> dict[str, Any]:
+    """Prints a table of the built-in rules. Returns how many verdicts there are of each kind."""
     from ..verify.cases import CASES
     from ..verify.table import verify_table
 
     cases, began = CASES, time.perf_counter()
     if options.layer is not None:
-        family = {case: case.family for case in CASES}
-        cases = tuple(case for case in CASES if options.layer in (case.of, family[case]))
+        cases = tuple(case for case in CASES if options.layer in (case.of, case.family))
         if not cases:
-            names = sorted({case.of for case in CASES} | set(family.values()))
-            close = get_close_matches(options.layer, names, 1)
-            raise Problem(f"layer {options.layer!r}: expected one of {', '.join(names)}."
-                          + (f" Did you mean {close[0]}?" if close else ""))
+            names = {name for case in CASES for name in (case.of, case.family)}
+            raise unknown("layer", options.layer, sorted(names))
     table = Table("layer", "verdict", "planted bugs caught", "draws", "false alarms")
     details: list[str] = []
 
@@ -99,8 +100,8 @@ def _table(options: Options) -> dict[str, Any]:
     return counts
 
 
-def _own(options: Options) -> dict[str, Any]:
-    """One report on the user's network or layer, counted as the table's are."""
+def _verify_one(options: Options) -> dict[str, Any]:
+    """Prints the report on one network or layer. Returns its verdict, counted as in a table."""
     if options.layer is not None:
         raise Problem("--layer: expected with the built-in rules alone. Leave it or the model out")
     from ..compose import objective
@@ -136,3 +137,53 @@ def _own(options: Options) -> dict[str, Any]:
     worst = {} if report.worst is None else report.worst.summary
     return {"layers": 1, "cases": 1, **counts, "planted": 0, "caught": 0, "false_alarms": 0, "verdict": report.verdict,
             "hint": report.hint, "worst": worst}
+
+
+def grade_files(options: Options) -> int:
+    """Grades files, each in its own process. Returns 0 when none is worse than KINK or NOISY."""
+    files = _files(Path(options.model or ""))
+    if options.layer is not None:
+        raise Problem("--layer: expected with the built-in rules alone. Leave it or the folder out")
+    jobs = (os.cpu_count() or 1) if options.jobs is None else options.jobs
+    if options.memory < 1 or jobs < 1 or not (math.isfinite(options.seconds) and options.seconds > 0):
+        raise Problem("seconds, memory and jobs: expected numbers above 0")
+    try:
+        from ..classroom.grading.contain import Limits
+    except ImportError as error:
+        raise Problem(f"grading needs {error.name}, which is not installed: pip install 'fbackprop[cli]'") from error
+    from ..classroom.grading.grade import VERDICTS, grade
+
+    seed = secrets.randbelow(2**31) if options.seed is None else options.seed  # one nobody knew beforehand
+    limits, began = Limits(options.seconds, options.memory * 10**6), time.perf_counter()
+    table, counts, passed = Table("file", "exercise", "verdict", "why", "seconds"), Counter[str](), True
+    with between_steps() as check:
+        for one in grade(files, options.exercise, options.function, seed, limits, min(jobs, os.cpu_count() or 1), check):
+            if options.json:
+                print(json.dumps(one.row), flush=True)
+            else:
+                print(f"{one.file}: {one.verdict}", file=sys.stderr)
+            table.add_row(one.file, one.exercise or "", one.verdict, as_flags(one.why), f"{one.seconds:.1f}")
+            counts[one.verdict] += 1
+            passed = passed and one.passed
+    seconds = round(time.perf_counter() - began, 1)
+    if options.json:
+        verdicts = {verdict.lower(): counts[verdict] for verdict in VERDICTS}
+        print(json.dumps({"verb": "verify", "files": len(files), **verdicts, "seed": seed, "seconds": seconds}))
+    else:
+        console = screen()
+        console.print(table)
+        found = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+        console.print(f"{len(files)} file{'s' * (len(files) != 1)}: {found}. Seed {seed}. {seconds:.0f} s")
+    return 0 if passed else 1
+
+
+def _files(target: Path) -> list[Path]:
+    if target.is_dir():
+        files = sorted(path for path in target.glob("*.py") if path.is_file())
+        if not files:
+            raise Problem(f"{target}: expected a folder with *.py files, found none in it")
+        return files
+    if not target.is_file():
+        raise FileProblem(f"{target}: expected a Python file or a folder of them, found none. "
+                          f"The working directory is {Path.cwd()}")
+    return [target]

@@ -15,12 +15,12 @@ import numpy as np
 from ..compose import objective
 from ..gradients import auto_value_and_grad, predict, value_and_grad
 from ..jaxprs.flops import count_flops
-from ..layer import Layer, wrapper
+from ..layer import Layer
 from ..layers.function import from_function
-from ..observe.record import Record, beside_records, records
+from ..observe.record import beside_records, recording, records
 from ..observe.summary import Row, summarize
 from ..observe.taps import tap
-from ..params import Next, State, Tree, Wrapped, split
+from ..params import Tree, split
 from ..transform import map_layers, map_layers_with_path
 from ..verify.gradient_error import gradient_error
 
@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def as_json(self) -> dict[str, Any]:
-        """Flat but for layers and the two programs; ratio holds manual over auto."""
+        """Returns a dict, flat except for layers and the two programs; ratio holds manual over auto."""
         ratio = {"time": self.time, "memory": self.manual.temp_bytes / max(1, self.auto.temp_bytes),
                  "compile": self.manual.compile_s / self.auto.compile_s}
         return {**{key: value for key, value in asdict(self).items() if key != "time"}, "ratio": ratio}
@@ -101,23 +101,24 @@ def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int
     for name, each in measured.items():
         each.ms = float(np.median(spent[name]))
     return Comparison(rows, measured["manual"], measured["auto"], float(np.median(spent["manual"] / spent["auto"])),
-                      count_flops(partial(value_of, net, loss), params, batch), apart(net, loss, params, batch))
+                      count_flops(partial(value_of, net, loss), params, batch),
+                      largest_error(net, loss, params, batch))
 
 
-def apart(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
-    """The largest gradient error of any leaf; its noise is the largest of a dozen draws."""
+def largest_error(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
+    """Returns the largest gradient error of any leaf; its noise is the largest of a dozen draws."""
     measure = gradient_error(net, loss)
     draws = [measure(params, batch, seed)[0] for seed in range(4)]
     return float(np.max([np.min([draw[path] for draw in draws]) for path in draws[0]], initial=0.0))  # NaN stays NaN
 
 
 def value_of(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Any:
-    """The loss alone: what inference would cost."""
+    """Returns the loss without gradients: the cost of inference."""
     return predict(objective(net, loss))(params, batch)
 
 
 def take_turns(programs: Mapping[str, Callable[[], Any]], pairs: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each program in each round, in turns and each first as often, so that a drift falls on all alike."""
+    """Returns milliseconds of each program in each round. In turns, so that a drift is fair."""
     spent: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(pairs + 2):
         for name in list(programs)[:: 1 if turn % 2 else -1]:
@@ -129,7 +130,7 @@ def take_turns(programs: Mapping[str, Callable[[], Any]], pairs: int) -> dict[st
 
 
 def of_layers(net: Layer, loss: Layer | None, params: Tree, batch: Any, rounds: int) -> list[LayerCost]:
-    """A LayerCost per layer without parts, the loss last."""
+    """Returns a LayerCost per layer without parts, the loss last."""
     found = calls(net, loss, params, batch)
     auto_kept = {row.path: row.kept_bytes for row in summarize(automatic(objective(net, loss)), None, params, batch)}
     return [of_layer(row, auto_kept[row.path], found[row.path], rounds)
@@ -137,7 +138,7 @@ def of_layers(net: Layer, loss: Layer | None, params: Tree, batch: Any, rounds: 
 
 
 def of_layer(row: Row, auto_kept: int, call: Call, rounds: int) -> LayerCost:
-    """One layer measured by itself, jitted, at what it was given."""
+    """Measures one layer by itself, jitted, at the values it was given."""
     forward = jax.jit(predict(call.layer))
     manual, auto = (jax.jit(there_and_back(layer)) for layer in (call.layer, automatic(call.layer)))
     given = (call.params, call.x, call.dy)
@@ -149,7 +150,7 @@ def of_layer(row: Row, auto_kept: int, call: Call, rounds: int) -> LayerCost:
 
 
 def flops_of(call: Call) -> tuple[int, int, int]:
-    """(forward, dx alone, dparams alone) of all runs of a layer."""
+    """Returns FLOPs of all runs of a layer: of the forward, of dx only, of dparams only."""
     _, residuals = jax.eval_shape(call.layer.forward, call.params, call.x)
     back, given = call.layer.backward, (call.params, residuals, call.dy)
     flops = (count_flops(predict(call.layer), call.params, call.x), count_flops(lambda *args: back(*args)[1], *given),
@@ -159,7 +160,7 @@ def flops_of(call: Call) -> tuple[int, int, int]:
 
 
 def there_and_back(layer: Layer) -> Callable[..., Any]:
-    """`(params, x, dy) -> (y, gradients, dx)`: forward and backward of one layer."""
+    """Returns `(params, x, dy) -> (y, gradients, dx)`, forward and backward of one layer."""
     def run(params: Tree, x: Any, dy: Any) -> tuple[Any, Tree, Any]:
         y, residuals = layer.forward(params, x)
         dparams, dx = layer.backward(params, residuals, dy)
@@ -169,7 +170,7 @@ def there_and_back(layer: Layer) -> Callable[..., Any]:
 
 
 def automatic(net: Layer) -> Layer:
-    """`net` with every layer without parts differentiated by jax.vjp; the combinators stay."""
+    """Returns `net` with every layer but the combinators differentiated by jax.vjp."""
     def rule_by_jax(layer: Layer) -> Layer:
         twin = from_function(lambda params, x: layer.forward(params, x)[0])
         return layer if layer.parts else replace(layer, forward=twin.forward, backward=twin.backward)
@@ -178,7 +179,7 @@ def automatic(net: Layer) -> Layer:
 
 
 def relative(a: Any, b: Any) -> float:
-    """The largest difference of two trees, each leaf's relative to its own largest entry in b."""
+    """Returns the largest difference of two trees, relative to the leaf's largest entry in b."""
     worst = 0.0
     for mine, right in zip(map(np.asarray, jax.tree.leaves(a)), map(np.asarray, jax.tree.leaves(b)), strict=True):
         apart, size = np.max(np.abs(mine - right), initial=0.0), np.max(np.abs(right), initial=0.0)
@@ -197,7 +198,7 @@ class Call(NamedTuple):
 
 
 def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str, Call]:
-    """By path, every layer without parts that the backward comes to, the loss last."""
+    """Returns, by path, every layer without parts that the backward comes to, the loss last."""
     layers: dict[str, Layer] = {}
     losses: dict[str, Layer] = {}
 
@@ -231,18 +232,8 @@ def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str,
 
 
 def recalling(layer: Layer) -> Layer:
-    """`layer` with a Record beside its params of (mark, params, x, dy). Each repeat around it puts an axis before them all."""
-    def init(key: jax.Array, x: Any) -> Tree:
-        return Wrapped(layer.init(key, x), State(Record(jnp.zeros(()), KIND, layer.name, layer.kind)))
+    """Returns `layer` with a Record of (mark, params, x, dy). A repeat gives them all an axis."""
+    def read(params: Tree, x: Any, residuals: Any, dy: Any, dparams: Tree, dx: Any) -> Tree:
+        return jnp.zeros(()), params, x, dy
 
-    def forward(params: Tree, x: Any) -> tuple[Any, Any]:
-        y, residuals = layer.forward(params.inner, x)
-        return y, (x, residuals)
-
-    def backward(params: Tree, kept: Any, dy: Any) -> tuple[Tree, Any]:
-        x, residuals = kept
-        dparams, dx = layer.backward(params.inner, residuals, dy)
-        seen = replace(params.own.value, value=(jnp.zeros(()), params.inner, x, dy))
-        return Wrapped(dparams, Next(seen)), dx
-
-    return wrapper(layer, "recalling", recalling, forward, backward, init, role="records")
+    return recording(layer, KIND, jnp.zeros(()), read, note=lambda x, y: x)

@@ -13,7 +13,7 @@ MANUAL, AUTO, FORWARD, GREY = CYCLE[0], CYCLE[1], "#bbbbbb", "#e5e5e5"
 
 
 def compare_figure(found: Comparison, title: str) -> Figure:
-    """Three panels side by side, a bar or two for each layer, in the order they run."""
+    """Draws three panels side by side, a bar or two for each layer, in the order they run."""
     rows = [row for row in found.layers if row.manual_ms or row.kept]
     figure = Figure(figsize=(WIDE, 1.6 + 0.34 * len(rows)), dpi=DPI, layout="constrained")
     figure.suptitle(title, fontsize=11)

@@ -21,7 +21,7 @@ import jax
 from ..dtypes import combine, partition
 from ..facts import Option
 from ..layer import Layer
-from ..params import Next, Tree, is_carried, join, merge, split
+from ..params import Next, Tree, is_carried, merge, split
 
 Function = Callable[[Tree, Any], Any]
 
@@ -50,7 +50,7 @@ def from_function(fn: Function, init: Callable[[jax.Array, Any], Tree] | None = 
 
     def backward(params: Tree, pullback: Any, dy: Any) -> tuple[Tree, Any]:
         ((gradients, dx),) = pullback(dy)
-        return join(gradients, jax.tree.map(lambda s: Next(s.value), split(params)[1], is_leaf=is_carried)), dx
+        return combine(gradients, jax.tree.map(lambda s: Next(s.value), split(params)[1], is_leaf=is_carried)), dx
 
     options = (Option("fn", fn, True), Option("rule", "jax.vjp"))
     return Layer("from_function", init or (lambda key, x: ()), forward, backward, options)

@@ -66,7 +66,7 @@ def frozen(layer: Layer) -> Layer:
 
     def inside(params: Tree) -> Tree:
         expect(isinstance(params, Wrapped), "params", "those of a frozen layer", params, "Use graft()", TypeError)
-        return merge(params.inner.value, params.own)
+        return merge(params.inner.value, params.outer)
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
         return layer.forward(inside(params), x)

@@ -111,11 +111,12 @@ def inline(jaxpr: Any, arguments: Sequence[Value | None], equations: list[Equati
         elif eqn.primitive.name == "optimization_barrier":  # other names of the same buffers
             outputs = inputs
         else:
-            outputs = [Value(size_of(var)) for var in eqn.outvars]
-            found = Equation(eqn.primitive.name, [v for v in inputs if v], outputs, *loop(eqn))
+            made = [Value(size_of(var)) for var in eqn.outvars]
+            found = Equation(eqn.primitive.name, [v for v in inputs if v], made, *loop(eqn))
             for value in dict.fromkeys(found.inputs):
                 value.consumers.append(found)
             equations.append(found)
+            outputs = [*made]
         values.update(zip(eqn.outvars, outputs))
     return [read(var) for var in jaxpr.outvars]
 

@@ -77,7 +77,7 @@ def _output_of(layer: Layer) -> Callable[[Any], Any]:
     return (lambda y: y[1]) if layer.cell is not None else lambda y: y
 
 
-def _note(layer: Layer, y: Any) -> jax.Array:
+def _note(layer: Layer, x: Any, y: Any) -> jax.Array:
     """Returns (5 + 3,): the columns of y, then its SHARES."""
     y = _output_of(layer)(y)
     kind, shares = layer.kind, [jnp.zeros(())] * SHARES
@@ -91,7 +91,8 @@ def _note(layer: Layer, y: Any) -> jax.Array:
     return jnp.concatenate([_sums(y), jnp.stack(shares).astype(jnp.result_type(float))])
 
 
-def _read(output: Callable[[Any], Any], noted: jax.Array, residuals: Any, dy: Any, dparams: Tree, dx: Any) -> Tree:
+def _read(output: Callable[[Any], Any], params: Tree, noted: jax.Array, residuals: Any, dy: Any,
+          dparams: Tree, dx: Any) -> Tree:
     noted = noted.reshape(-1, len(COLUMNS) + SHARES)  # a row for each step of a recurrence
     of_y, shares = _combined(noted[:, :-SHARES]), jnp.mean(noted[:, -SHARES:], axis=0)
     sums = jnp.stack([of_y, _sums(output(dy)), _sums(split(dparams)[0])])

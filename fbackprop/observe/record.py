@@ -44,11 +44,12 @@ class Record:
         return cls(children[0], *aux)
 
 
-Note = Callable[[Any], Tree]  # y -> what is kept of it for the backward
-Read = Callable[[Tree, Any, Any, Tree, Any], Tree]  # (note, residuals, dy, dparams, dx) -> what is recorded
+Note = Callable[[Any, Any], Tree]  # (x, y) -> what is kept of them for the backward
+# (params, note, residuals, dy, dparams, dx) -> what is recorded
+Read = Callable[[Tree, Tree, Any, Any, Tree, Any], Tree]
 
 
-def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lambda y: ()) -> Layer:
+def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lambda x, y: ()) -> Layer:
     """Returns `layer` with a Record beside its params.
 
     The State holds `start`, the Next what `read` returns. Paths stay.
@@ -61,12 +62,13 @@ def recording(layer: Layer, kind: str, start: Tree, read: Read, note: Note = lam
         expect(isinstance(params, Wrapped), "params", f"those of a layer with its {kind} recorded", params, "Use graft()",
                TypeError)
         y, residuals = layer.forward(params.inner, x)
-        return y, (note(y), residuals)
+        return y, (note(x, y), residuals)
 
     def backward(params: Tree, noted: Any, dy: Any) -> tuple[Tree, Any]:
-        of_y, residuals = noted
+        note_of_xy, residuals = noted
         dparams, dx = layer.backward(params.inner, residuals, dy)
-        record = replace(params.own.value, value=read(of_y, residuals, dy, dparams, dx))
+        seen = read(params.inner, note_of_xy, residuals, dy, dparams, dx)
+        record = replace(params.outer.value, value=seen)
         return Wrapped(dparams, Next(record)), dx
 
     return wrapper(layer, "recording", lambda part: recording(part, kind, start, read, note), forward, backward, init,
@@ -95,7 +97,7 @@ def activation_gradients(net: Layer, loss: Layer | None = None, where: str = "*"
     layer's output, None for integers; inside `repeat` a leading axis of n, for the cell of a `recurrent` one of T.
     Raises ValueError when nothing matches.
     """
-    read: Read = lambda noted, residuals, dy, dparams, dx: dy
+    read: Read = lambda params, noted, residuals, dy, dparams, dx: dy
     recorded = replace_rules(net, where, lambda layer: recording(layer, "dy", jnp.zeros(()), read))
 
     @jax.jit

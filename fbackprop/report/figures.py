@@ -7,8 +7,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .history import GRADIENT, RATIO, UPDATE, WEIGHTS, History, Mark, Row, layer_series, series
-from .names import label, place
+from .history import GRADIENT, RATIO, UPDATE, WEIGHTS, History, label, layer_series, place, series
 
 DPI, WIDE = 100, 12.0
 # told apart by colour-blind eyes too (Okabe and Ito 2008); without the yellow, which is pale on white
@@ -21,7 +20,7 @@ FLOORS = (0.02, 0.3, 0.58)  # where the words of lines that lie close together b
 
 
 def panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
-    """A Figure of panels (heights in inches) one above the other, sharing the steps."""
+    """Returns a Figure of panels, one above the other, sharing the steps. heights: in inches."""
     figure = Figure(figsize=(WIDE, sum(heights) + 0.6), dpi=DPI, layout="constrained")
     grid = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)
     axes = list(grid[:, 0])
@@ -35,7 +34,7 @@ def panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
 
 
 def training(history: History) -> Figure | None:
-    """Loss of each step, raw and smoothed, and out of training; accuracy or rmse below; what happened, in place."""
+    """Draws the loss of each step, the test loss, accuracy or rmse, and what happened."""
     score = next((key for key in ("test_accuracy", "test_rmse") if series(history.epochs, key)[0]), None)
     if not (history.steps or history.epochs or history.marks):
         return None
@@ -50,7 +49,7 @@ def training(history: History) -> Figure | None:
             axes[1].annotate(f"{values[-1]:.4g}", (steps[-1], values[-1]), xytext=(0, -14), textcoords="offset points",
                              ha="right", color=CYCLE[2])
     for ax in axes:
-        _mark(ax, history.marks, written=ax is axes[0])
+        _mark(ax, history, written=ax is axes[0])
     return figure
 
 
@@ -69,7 +68,7 @@ def _loss(ax: Axes, history: History) -> None:
 
 
 def smooth(values: list[float], width: int) -> np.ndarray:
-    """The mean over `width` values around each, fewer at the ends, of those that are finite; NaN where none is."""
+    """Returns the mean of the finite ones of `width` values around each, NaN for none."""
     x = np.asarray(values, np.float64)
     good = np.isfinite(x)
     window = np.ones(min(width, len(x)))
@@ -78,7 +77,7 @@ def smooth(values: list[float], width: int) -> np.ndarray:
 
 
 def _log(ax: Axes, values: list[float]) -> None:
-    """A log axis unless a number is below 0 or none is above."""
+    """Sets a log axis unless a number is below 0 or none is above."""
     finite = [value for value in values if np.isfinite(value)]
     if finite and min(finite) >= 0 and max(finite) > 0:
         ax.set_yscale("log", nonpositive="mask")
@@ -87,11 +86,11 @@ def _log(ax: Axes, values: list[float]) -> None:
             ax.yaxis.set_minor_formatter("{x:g}")
 
 
-def _mark(ax: Axes, marks: list[Mark], written: bool) -> None:
-    """A vertical line a mark, with its words where there is room: beside, else above those of the line before."""
+def _mark(ax: Axes, history: History, written: bool) -> None:
+    """Draws a line for each mark, with its words where there is room."""
     low, high = ax.get_xlim()
     before, height, said = -np.inf, FLOORS[0], 0
-    for mark in sorted(marks, key=lambda mark: mark.step):
+    for mark in sorted(history.marks, key=lambda mark: mark.step):
         color = OVER if mark.ended else ALERT_BROWN if mark.alert else EVENT_RED
         ax.axvline(mark.step, color=color, linewidth=1.2, linestyle="--" if mark.alert else "-", alpha=0.8)
         near = mark.step - before < 0.025 * (high - low)
@@ -106,8 +105,9 @@ def _mark(ax: Axes, marks: list[Mark], written: bool) -> None:
 
 
 def layers(history: History, names: dict[str, str]) -> Figure | None:
-    """Gradient norm, update-to-weight ratio and weight norm of every layer over the steps; of the whole net where a run has
-    no looks at its layers.
+    """Draws gradient norm, update-to-weight ratio and weight norm of every layer over the steps.
+
+    A run without looks at its layers shows the whole net.
     """
     shown = [(GRADIENT, "gradient norm"), (RATIO, "update norm / weight norm"), (WEIGHTS, "weight norm")]
     found = {key: layer_series(history, key) or _whole(history, key) for key, _ in shown}
@@ -115,12 +115,12 @@ def layers(history: History, names: dict[str, str]) -> Figure | None:
     if not shown:
         return None
     order = sorted({path for key, _ in shown for path in found[key]}, key=lambda path: (path == WHOLE, place(path)))
-    styles = _styles([path for path in order if path != WHOLE])
+    styles = {WHOLE: ("#555555", "-"), **_styles([path for path in order if path != WHOLE])}
     figure, axes = panels([3.0] * len(shown))
     figure.suptitle(f"{history.config.model}: its layers over {history.step} steps", fontsize=13)
     for ax, (key, words) in zip(axes, shown):
         for path, (steps, values) in found[key].items():
-            color, style = styles.get(path, ("#555555", "-"))
+            color, style = styles[path]
             dots = "o" if len(steps) <= 30 else ""
             ax.plot(steps, values, color=color, linestyle=style, linewidth=1.4, marker=dots, markersize=3)
         if key != WEIGHTS:  # these hardly change
@@ -138,18 +138,18 @@ WHOLE = "the whole net"
 
 
 def _whole(history: History, key: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Of the steps' own rows: there the norms are over all layers."""
+    """Returns the series of the steps' rows, whose norms are over all layers."""
     if key != RATIO:
         steps, values = series(history.steps, key)
     else:
-        rows: list[Row] = [{"step": row["step"], RATIO: row[UPDATE] / row[WEIGHTS]} for row in history.steps
-                           if isinstance(row.get(UPDATE), float) and isinstance(row.get(WEIGHTS), float) and row[WEIGHTS]]
+        rows = [{"step": row["step"], RATIO: row[UPDATE] / row[WEIGHTS]} for row in history.steps
+                if isinstance(row.get(UPDATE), float) and isinstance(row.get(WEIGHTS), float) and row[WEIGHTS]]
         steps, values = series(rows, RATIO)
     return {WHOLE: (steps, values)} if steps else {}
 
 
 def _styles(order: list[str]) -> dict[str, tuple]:
-    """Few layers by colour; many by depth, dark first, in turning line styles."""
+    """Returns (colour, line style) by path: few layers by colour; many by depth, dark first."""
     if len(order) <= len(CYCLE):
         return {path: (CYCLE[i], "-") for i, path in enumerate(order)}
     depth = colormaps["viridis"]
@@ -160,7 +160,7 @@ def _legend(figure: Figure, axes: list[Axes], order: list[str], names: dict[str,
     every = -(-len(order) // LEGEND)
     handles = []
     for path in order[::every]:
-        color, style = styles.get(path, ("#555555", "-"))
+        color, style = styles[path]
         words = WHOLE if path == WHOLE else label(path, names)
         handles += axes[0].plot([], [], color=color, linestyle=style, linewidth=2, label=words)
     title = "layer" if every == 1 else f"every {every}th of {len(order)} layers"

@@ -17,17 +17,15 @@ from matplotlib.image import AxesImage
 
 from ..errors import Problem
 from ..gradients import value_and_grad
-from ..layer import Layer
 from ..params import paths, split
 from ..train.store.checkpoint import Stored, fill, read
 from ..train.store.rundir import CHECKPOINTS
 from ..train.store.saver import files
 from ..train.task.recipe import start
 from ..train.task.task import Task
-from ..transform import map_layers_with_path
+from ..transform import layers_by_path
 from .figures import DPI, WIDE
-from .history import History
-from .names import label
+from .history import History, label
 
 PARAMS = "params/"  # what the names of a checkpoint's weights begin with
 UNITS, COLUMNS, ROWS = 16, 8, 6  # images a picture, images in its row, checkpoints a figure
@@ -44,9 +42,8 @@ class Moment(NamedTuple):
     gradient: np.ndarray | None
 
 
-
 def first_layer(history: History, task: Task | None, names: dict[str, str]) -> tuple[Figure | None, str]:
-    """(the figure, a note on what is missing from it): None without a whole checkpoint that has a matrix of weights."""
+    """Returns (the figure, a note on what is missing); None without a matrix of weights."""
     moments: list[Moment] = []
     notes: list[str] = []
     whole, path, batch, gradient = False, None, None, None
@@ -70,7 +67,8 @@ def first_layer(history: History, task: Task | None, names: dict[str, str]) -> t
         what = "matrix of weights in the checkpoint" if whole else "whole checkpoint yet"
         return None, "; ".join([*notes, f"no {what}, so no first_layer.png"])
     layer, _, leaf = path.removeprefix(PARAMS).rpartition("/")
-    shape = _image(moments[-1].weights, _kind(task, layer), batch)
+    found = layers_by_path(task.net).get(layer) if task else None
+    shape = _image(moments[-1].weights, found.kind if found else "", batch)
     return _figure(moments, f"{label(layer, names)}, {leaf} {list(moments[-1].weights.shape)}", shape), "; ".join(notes)
 
 
@@ -89,7 +87,7 @@ def _array(leaf: Stored) -> np.ndarray:
 
 
 def _gradient(history: History, task: Task, path: str) -> tuple[Any, Callable[[dict[str, Stored], Path], np.ndarray | None]]:
-    """(the run's first batch, `gradient(leaves, file)` of its loss by the weights at `path`; None where they are not trained).
+    """Returns the first batch and `gradient(leaves, file)`, None for weights not trained.
 
     In float32 on one device, however the run computes. Raises Problem when the task no longer fits itself or the checkpoint.
     """
@@ -104,21 +102,8 @@ def _gradient(history: History, task: Task, path: str) -> tuple[Any, Callable[[d
     return batch, gradient
 
 
-def _kind(task: Task | None, path: str) -> str:
-    """The kind of the layer at `path`, "" where the task is gone."""
-    kinds: dict[str, str] = {}
-
-    def see(at: str, layer: Layer) -> Layer:
-        kinds[at] = layer.kind
-        return layer
-
-    if task is not None:
-        map_layers_with_path(task.net, see)
-    return kinds.get(path, "")
-
-
 def _image(weights: np.ndarray, kind: str, batch: Any) -> tuple[int, int] | None:
-    """(height, width) of the image a unit looks at: a kernel's own, or that of a dense layer's inputs; None for no image."""
+    """Returns (height, width) of a kernel, or of the image that a dense layer sees; else None."""
     if weights.ndim == 4:
         return weights.shape[0], weights.shape[1]
     if weights.ndim != 2 or kind not in ("dense", ""):
@@ -132,7 +117,7 @@ def _image(weights: np.ndarray, kind: str, batch: Any) -> tuple[int, int] | None
 
 
 def picture(weights: np.ndarray, image: tuple[int, int] | None) -> np.ndarray:
-    """The first UNITS units as images in a grid with NaN between them, or a corner of the matrix, its longer side across."""
+    """Returns the first UNITS units as images in a grid, or a corner of the matrix."""
     if image is None:
         flat = weights.reshape(-1, weights.shape[-1])
         return (flat if flat.shape[0] <= flat.shape[1] else flat.T)[:SIDE, :SIDE]
@@ -182,7 +167,7 @@ def _words(weights: np.ndarray, image: tuple[int, int] | None) -> str:
 
 
 def _scale(arrays: list[np.ndarray | None]) -> float:
-    """Of colours, the same both ways from 0: all but the largest half percent fit in."""
+    """Returns the largest magnitude that has a colour, the 99.5th percentile."""
     sizes = [np.abs(array[np.isfinite(array)]).ravel() for array in arrays if array is not None]
     largest = float(np.percentile(np.concatenate(sizes), 99.5)) if sizes and sum(map(len, sizes)) else 0.0
     return largest or 1.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,12 +55,12 @@ class History:
 
     @property
     def step(self) -> int:
-        """The last one known."""
+        """Returns the last step known."""
         return max((row["step"] for rows in (self.steps, self.epochs, self.looks) for row in rows), default=0)
 
     @property
     def status(self) -> str:
-        """How the run stands, in a few words."""
+        """Returns how the run stands, in a few words."""
         last = self.epochs[-1] if self.epochs else {}
         if self.at_work:
             return "still going on"
@@ -70,8 +71,17 @@ class History:
         return "ended before its last step" if self.step else "ended before its first step"
 
     @property
+    def layers(self) -> list[tuple[int, dict[str, Row]]]:
+        """Returns (step, numbers by layer) of the looks, else of the epochs' gradient norms."""
+        if self.looks:
+            return [(row["step"], row[LOOK]) for row in self.looks]
+        norms = [(row["step"], row.get("gradient_norms")) for row in self.epochs]
+        return [(step, {path: {GRADIENT: norm} for path, norm in table.items()})
+                for step, table in norms if isinstance(table, dict)]
+
+    @property
     def seconds(self) -> float | None:
-        """Of training, all its parts together where it was resumed; None before the first epoch."""
+        """Returns the seconds of training, of all its parts; None before the first epoch."""
         _, clock = series(self.epochs, "seconds")
         later = [*clock[1:], 0.0]
         return sum(now for now, then in zip(clock, later) if then < now) if clock else None
@@ -109,7 +119,8 @@ def _sort_in(history: History, row: Row) -> None:
     elif kind == EPOCH:
         history.epochs.append(row)
     elif kind == LOOK and isinstance(row[LOOK], dict):
-        history.looks.append(row)
+        layers = {path: about for path, about in row[LOOK].items() if isinstance(about, dict)}
+        history.looks.append({**row, LOOK: layers})
     elif kind == ALERT:
         history.marks.append(Mark(row["step"], str(row[ALERT]), str(row.get("layer") or ""), str(row.get("text") or row[ALERT]),
                                   True, bool(row.get("ended")), number_of(row.get("number"))))
@@ -131,7 +142,7 @@ def _words(event: Row) -> str:
 
 
 def numbers(value: Any) -> Any:
-    """A value as it was before it was written: "nan", "inf" and "-inf" are numbers again."""
+    """Returns a value with "nan", "inf" and "-inf" as numbers again."""
     if isinstance(value, dict):
         return {key: numbers(inner) for key, inner in value.items()}
     return float(value) if value in ("nan", "inf", "-inf") else value
@@ -142,29 +153,34 @@ def number_of(value: Any) -> float | None:
 
 
 def series(rows: Iterable[Row], key: str) -> tuple[list[int], list[float]]:
-    """(steps, values) of the rows that have a number there, NaN and inf included."""
+    """Returns (steps, values) of the rows that have a number there, NaN and inf included."""
     have = [(row["step"], number_of(row.get(key))) for row in rows]
     return [step for step, value in have if value is not None], [value for _, value in have if value is not None]
 
 
 def layer_series(history: History, key: str) -> dict[str, tuple[list[int], list[float]]]:
-    """By layer path, what the looks say of it; of a run without looks, the gradient norms of its epochs."""
-    rows = [(row["step"], path, about) for row in history.looks for path, about in row[LOOK].items()]
-    if not rows and key == GRADIENT:
-        rows = [(row["step"], path, {GRADIENT: norm}) for row in history.epochs for path, norm in _norms(row)]
+    """Returns the series of each layer from the looks, else gradient norms of the epochs."""
     found: dict[str, tuple[list[int], list[float]]] = {}
-    for step, path, about in rows:
-        value = number_of(about.get(key)) if isinstance(about, dict) else None
-        if value is not None:
-            steps, values = found.setdefault(path, ([], []))
-            steps.append(step)
-            values.append(value)
+    for step, table in history.layers:
+        for path, about in table.items():
+            value = number_of(about.get(key))
+            if value is not None:
+                steps, values = found.setdefault(path, ([], []))
+                steps.append(step)
+                values.append(value)
     return found
 
 
-def _norms(row: Row) -> Iterator[tuple[str, Any]]:
-    norms = row.get("gradient_norms")
-    yield from norms.items() if isinstance(norms, dict) else ()
+def label(path: str, names: dict[str, str]) -> str:
+    """Returns a layer's path and name, without the insides of a combinator."""
+    name = names.get(re.sub(r"\[\d+\]", "", path), "")  # a repeat's block has a number of its own: 2/0[3]/1
+    return f"{path or 'net'} {name if len(name) <= 40 else name.partition('(')[0]}".rstrip()
+
+
+def place(path: str) -> tuple[list[int], list[int]]:
+    """Sorts paths as the net is written: 2 before 10, all blocks of a layer together."""
+    return ([int(part) for part in re.sub(r"\[\d+\]", "", path).split("/") if part.isdigit()],
+            [int(number) for number in re.findall(r"\[(\d+)\]", path)])
 
 
 def finite(values: Iterable[float]) -> list[float]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import Problem
-from ..train.run.epochs import plan
+from ..train.run.epochs import length
 from ..train.store.rundir import writing
 from ..train.task.builtin import load_task
 from ..train.task.task import Task
-from .history import GRADIENT, LOOK, RATIO, SCORES, SHARES, WEIGHTS, History, Mark, Row, finite, number_of, series
-from .names import layer_names, place
+from ..transform import layers_by_path
+from .history import GRADIENT, RATIO, SCORES, SHARES, WEIGHTS, History, Mark, Row, finite, number_of, place, series
 
 FIGURES = "report"  # the directory in a run's own
 COLUMNS = {GRADIENT: "gradient norm", WEIGHTS: "weight norm", RATIO: "update / weight", **SHARES, "dy_norm": "norm of dy",
@@ -55,22 +56,27 @@ class Report:
 
     @property
     def as_json(self) -> Row:
-        """Under the names of the command line: a flat object but for scores, marks and layers."""
+        """Returns a dict for JSON, flat except for scores, marks and layers."""
         found = asdict(self)
         settings, notes = found.pop("settings"), found.pop("notes")
         return {"model": found.pop("model"), "backward": settings["backward"], **found, "notes": notes}
 
 
 def task_of(history: History) -> tuple[Task | None, str]:
-    """(the run's own task, ""), or (None, why there is none): its file or its data may be gone."""
+    """Returns (the run's task, ""), or (None, why): its file or its data may be gone."""
     try:
         return load_task(history.config), ""
     except Problem as problem:
         return None, str(problem)
 
 
+def layer_names(task: Task | None) -> dict[str, str]:
+    """Returns the name of every layer by its path."""
+    return {path: layer.name for path, layer in layers_by_path(task.net).items()} if task else {}
+
+
 def report(history: History, task: Task | None, why: str = "") -> Report:
-    """The numbers of a run, however far it came."""
+    """Returns the numbers of a run, however far it came."""
     config, last = history.config, history.epochs[-1] if history.epochs else {}
     errors = series(history.epochs, "gradient_error")[1]
     layers_step, layers = _last_look(history)
@@ -78,22 +84,13 @@ def report(history: History, task: Task | None, why: str = "") -> Report:
     if history.unread:
         notes.append(f"{history.unread} lines of metrics.jsonl after one that cannot be read are left out")
     settings = {name: value for name, value in asdict(config).items() if value is not None and name != "model"}
-    return Report(config.model, settings, history.status, history.step, _planned(history, task), last.get("epoch"),
-                  last.get("epochs"), history.seconds, max(errors, key=_size, default=None), _scores(history), history.marks,
-                  layers_step, layers, notes)
-
-
-def _size(value: float) -> float:
-    return math.inf if math.isnan(value) else value
-
-
-def _planned(history: History, task: Task | None) -> int | None:
-    if task is None:
-        return history.config.steps
-    try:
-        return plan(task, history.config).steps
-    except Problem:
-        return history.config.steps
+    steps = config.steps
+    if task is not None:
+        with suppress(Problem):
+            steps = length(task, config).steps
+    worst = max(errors, key=lambda error: math.inf if math.isnan(error) else error, default=None)
+    return Report(config.model, settings, history.status, history.step, steps, last.get("epoch"), last.get("epochs"),
+                  history.seconds, worst, _scores(history), history.marks, layers_step, layers, notes)
 
 
 def _scores(history: History) -> dict[str, Score]:
@@ -108,17 +105,12 @@ def _scores(history: History) -> dict[str, Score]:
 
 
 def _last_look(history: History) -> tuple[int | None, dict[str, dict[str, float]]]:
-    if history.looks:
-        row = history.looks[-1]
-        table = {path: about for path, about in row[LOOK].items() if isinstance(about, dict)}
-    elif history.epochs and isinstance(history.epochs[-1].get("gradient_norms"), dict):
-        row = history.epochs[-1]
-        table = {path: {GRADIENT: norm} for path, norm in row["gradient_norms"].items()}
-    else:
+    if not history.layers:
         return None, {}
+    step, table = history.layers[-1]
     known = {path: {key: number_of(table[path].get(key)) for key in COLUMNS} for path in sorted(table, key=place)}
-    return row["step"], {path: {key: value for key, value in about.items() if value is not None}
-                         for path, about in known.items()}
+    return step, {path: {key: value for key, value in about.items() if value is not None}
+                  for path, about in known.items()}
 
 
 def draw(history: History, task: Task | None, out: Path) -> tuple[list[Path], list[str]]:

@@ -25,7 +25,7 @@ from ...memory.planner import plans
 from ...memory.schedule import Schedule, with_schedules
 from ...params import split
 from ...tuning import with_settings
-from ..costs import apart
+from ..costs import largest_error
 from .program import timed
 from .work import Work, find_work
 
@@ -59,7 +59,7 @@ def matmul_peak(narrow: bool, seconds: float) -> dict[str, Any]:
 
 def checked(work: Work, seed: int) -> dict[str, Any]:
     """Compares the gradients by hand with the oracle, at these very sizes; adds facts."""
-    error = None if work.narrow else apart(work.net, work.loss, work.params(seed), work.batch(seed))
+    error = None if work.narrow else largest_error(work.net, work.loss, work.params(seed), work.batch(seed))
     return {"gradient_error": error, **counts(work), "device": jax.devices()[0].device_kind,
             "jax": jax.__version__}
 

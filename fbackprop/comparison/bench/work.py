@@ -91,9 +91,9 @@ def find_work(name: str) -> Work:
     """Returns the user's own file.py:function, or a named work. Raises Problem for neither."""
     if ".py" in name:
         from ...train.task.config import TrainConfig
-        from ...train.task.task import own_task
+        from ...train.task.task import task_from_file
 
-        task = own_task(TrainConfig.of(model=name))
+        task = task_from_file(TrainConfig.of(model=name))
         batch = lambda seed: jax.tree.map(jnp.asarray, task.batches(seed, 0))
         return Work(name, {FULL: lambda: task.net}, task.loss, batch)
     if not NAMED_WORKS.is_file():

@@ -30,9 +30,10 @@ from jax import lax
 
 from ...checks import at, expect, expect_whole
 from ...compose import chain, expect_parts
+from ...dtypes import combine
 from ...facts import Option, Scan, Setting, Tuning, given
 from ...layer import Layer
-from ...params import Tree, join, split
+from ...params import Tree, split
 from ...transform import core
 from ...tuning import halves
 from ..kernels.tiles import largest_divisor
@@ -142,7 +143,7 @@ class _Segments:
         zero = jax.tree.map(jnp.zeros_like, (first, split(params)[0]))
         (_, sums), (dxs, successors) = lax.scan(segment, zero, order, reverse=not reverse)
         successors = jax.tree.map(lambda n: n[0 if reverse else -1], successors)
-        return join(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
+        return combine(sums, successors), jnp.moveaxis(dxs, 0, 1).reshape(x.shape)
 
     def begin(self, params: Tree, x: jax.Array) -> tuple[Any, jax.Array, int]:
         """The first state, the number of every segment, and how many steps one has."""

@@ -66,8 +66,9 @@ class Thresholds:
 
     @classmethod
     def of(cls, text: str | None) -> Thresholds:
-        """From words such as `vanishing=1e-4:1e-3,spike=30`; what is not named stays. Raises Problem for a name or number that
-        is none.
+        """Returns thresholds by a text such as `vanishing=1e-4:1e-3,spike=30`.
+
+        Raises Problem for a bad name or number.
         """
         changes: dict[str, Any] = {}
         for part in (text or "").split(",") if text else []:

@@ -14,7 +14,6 @@ from typing import Any
 from ...observe.origin import first_bad
 from ...observe.reading import Reading, turn
 from .alerts import Alert, Finding, Latch, Thresholds
-from .symptoms import in_probe
 
 KEPT = 64  # looks that are remembered, evenly over the whole run
 
@@ -39,52 +38,58 @@ class Monitor:
         self._readings: dict[str, Reading] = {}
 
     def step(self, number: int, loss: float, layers: Layers) -> list[Alert]:
-        """`layers`: {layer path: {"grad_norm", "param_norm" (after the step), "update_norm"}} of all layers with weights."""
+        """Takes the numbers of a step and returns the new alerts.
+
+        layers: {layer path: {"grad_norm", "param_norm" (after the step), "update_norm"}}.
+        """
         self._layers, self._steps = layers, self._steps + 1
-        alerts = self._look(number, self._non_finite(loss, layers))
+        alerts = self._latch.look(number, self._non_finite(loss, layers))
         if "non-finite" in self._latch.raised or not math.isfinite(loss):
-            return alerts + (self._look(number, self._run_away()) if alerts else [])
-        alerts += self._look(number, self._spike(loss))
+            return alerts + (self._latch.look(number, self._run_away()) if alerts else [])
+        alerts += self._latch.look(number, self._spike(loss))
         if len(self._first) < self.thresholds.look:
             self._first.append(loss)
         self._losses.append(loss)
         self._moved.append(_moved(layers))
         if self._steps % self.thresholds.look == 0:
-            for finding in self._slow(number):
-                alerts += self._look(number, finding)
+            for finding in (self._growing(number), self._high(), self._low(number), self._plateau(number)):
+                alerts += self._latch.look(number, finding)
             self._remember(number)
         return alerts
 
     def probe(self, number: int, readings: Mapping[str, Reading]) -> list[Alert]:
-        """`readings` of the step's batch and params, as `fbackprop.probe` gives them."""
+        """Takes the readings of the step's batch and params. Returns the new alerts."""
         self._readings = dict(readings)
         origin = first_bad(readings)
         if origin is not None:
             text = f"{origin} is the first of the pass that is not finite: look there for a division, a log or an overflow."
-            return self._look(number, Finding("non-finite", origin.path, 1.0, True, False, text))
-        return [alert for finding in in_probe(readings, self.thresholds) for alert in self._look(number, finding)]
+            return self._latch.look(number, Finding("non-finite", origin.path, 1.0, True, False, text))
+        findings = _probe_findings(readings, self.thresholds)
+        return [alert for finding in findings for alert in self._latch.look(number, finding)]
 
     def describe(self) -> dict[str, Any]:
-        """What is known now, ready for JSON (None for what is not finite): kinds raised, norms of the last step's layers, what
-        the last probe saw of each layer and block, largest over smallest gradient norm of the layers."""
+        """Returns what is known now, ready for JSON, None for what is not finite.
+
+        Kinds raised, norms of the last step's layers, the last probe's readings, and the largest
+        over the smallest gradient norm of the layers.
+        """
         gradients = [layer["grad_norm"] for layer in self._layers.values() if math.isfinite(layer["grad_norm"])]
         layers = {path: {**layer, "update_ratio": _ratio(layer["update_norm"], layer["param_norm"])}
                   for path, layer in self._layers.items()}
         probes = {path: {"layer": seen.layer, "y_rms": seen.y.rms, "dy_norm": seen.dy.norm, "dparams_norm": seen.dparams.norm,
                          "dead": seen.dead, "saturated": seen.saturated} for path, seen in self._readings.items()}
         spread = _ratio(max(gradients), min(gradients)) if gradients else None
-        found: dict[str, Any] = _for_json({"raised": sorted(self._latch.raised), "layers": layers, "probe": probes,
-                                           "gradient_spread": spread})
-        return found
+        known = {"raised": self.raised, "layers": layers, "probe": probes, "gradient_spread": spread}
+        return {name: _for_json(value) for name, value in known.items()}
 
     def state(self) -> dict[str, Any]:
-        """All that it goes by, ready for JSON: `Monitor.of(state)` is where this one is."""
+        """Returns JSON-serialisable state. `Monitor.of(state)` restores it."""
         return {"first": self._first, "losses": [*self._losses], "moved": [*self._moved], "looks": self._looks,
                 "counts": [self._stride, self._seen, self._steps], "raised": self._latch.raised, "held": self._latch.count}
 
     @classmethod
     def of(cls, state: dict[str, Any], thresholds: Thresholds | None = None) -> Monitor:
-        """The inverse of `state`, after a restart."""
+        """Restores a Monitor from its `state`."""
         monitor = cls(thresholds)
         monitor._first = list(state["first"])
         monitor._losses.extend(state["losses"])
@@ -97,13 +102,10 @@ class Monitor:
 
     @property
     def raised(self) -> list[str]:
-        """The kinds that hold now."""
+        """Returns the kinds that hold now."""
         return sorted(self._latch.raised)
 
     # ---- what it looks for
-
-    def _look(self, number: int, finding: Finding) -> list[Alert]:
-        return self._latch.look(number, finding)
 
     def _remember(self, number: int) -> None:
         self._stride = self._stride or 1
@@ -114,11 +116,11 @@ class Monitor:
             self._looks, self._stride = self._looks[::2], 2 * self._stride
 
     def _since(self, number: float) -> tuple[int, float, dict[str, float]] | None:
-        """The last look remembered that is not after step `number`."""
+        """Returns the last look remembered that is not after step `number`."""
         return next((look for look in reversed(self._looks) if look[0] <= number), None)
 
     def _non_finite(self, loss: float, layers: Layers) -> Finding:
-        """number: how many layers have a bad gradient, update or weight, and one for the loss; NaN would not equal itself."""
+        """Counts the layers with a bad gradient, update or weight, and one for a bad loss."""
         bad = [path for path, norms in layers.items() if not all(map(math.isfinite, norms.values()))]
         count, layer = len(bad) + (not math.isfinite(loss)), min(bad, key=turn, default="")
         what = f"layer {layer}: its gradient, its update or its weights are" if bad else "the loss is"
@@ -127,7 +129,7 @@ class Monitor:
         return Finding("non-finite", layer, float(count), count > 0, count == 0, text)
 
     def _run_away(self) -> Finding:
-        """At the moment a number is no longer finite: had the loss been rising?"""
+        """Tells whether the loss rose before a number was no longer finite."""
         ratio = _ratio(self._losses[-1], abs(self._first[0])) if self._first else 0.0
         return Finding("rate too high", "", ratio, ratio > self.thresholds.risen[1], False,
                        f"the loss rose to {ratio:.3g} times its first value, above {self.thresholds.risen[1]:g}, before it ran "
@@ -142,10 +144,6 @@ class Monitor:
         return Finding("loss spike", "", loss, loss > bound, loss < (usual + bound) / 2,
                        f"the loss jumped to {loss:.3g} from a median of {usual:.3g}, above {bound:.3g}: most likely one bad "
                        "batch; look at its inputs and targets, clip the gradient.")
-
-    def _slow(self, number: int) -> list[Finding]:
-        """Every `look` steps."""
-        return [self._growing(number), self._high(), self._low(number), self._plateau(number)]
 
     def _high(self) -> Finding:
         t = self.thresholds
@@ -201,7 +199,7 @@ class Monitor:
 
 
 def _moved(layers: Layers) -> tuple[float, float]:
-    """Update over weights: of all layers together, and of the layer where it is largest."""
+    """Returns update over weights: of all layers together, and of the layer where it is largest."""
     total = [math.hypot(*(layer[which] for layer in layers.values())) for which in ("update_norm", "param_norm")]
     return _ratio(*total), max((_ratio(n["update_norm"], n["param_norm"]) for n in layers.values()), default=0.0)
 
@@ -216,3 +214,57 @@ def _for_json(tree: Any) -> Any:
     if isinstance(tree, dict):
         return {key: _for_json(value) for key, value in tree.items()}
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
+def _probe_findings(readings: Mapping[str, Reading], t: Thresholds) -> list[Finding]:
+    """Returns the findings of one probe, each in its worst layer, causes before effects.
+
+    A dead layer lets no gradient through, so it comes before a vanishing gradient.
+    """
+    return [_alike(readings), _dead(readings, t), _saturated(readings, t), *_on_the_way_back(readings, t)]
+
+
+def _alike(readings: Mapping[str, Reading]) -> Finding:
+    """Looks only at layers with weights: a relu of negative inputs is dead, not alike."""
+    layer, share = _largest({path: seen.alike for path, seen in readings.items() if seen.dparams.size})
+    return Finding("units alike", layer, share, share == 1, share < 1,
+                   f"layer {layer}: all its units give the same output: units that start equal have equal gradients and stay "
+                   "equal; start from random weights.")
+
+
+def _dead(readings: Mapping[str, Reading], t: Thresholds) -> Finding:
+    layer, share = _largest({path: seen.dead for path, seen in readings.items() if seen.dead is not None})
+    return Finding("dead relu", layer, share, share > t.dead[0], share < t.dead[1],
+                   f"layer {layer}: {share:.0%} of its units are zero in the whole batch, above {t.dead[0]:.0%}: biases far "
+                   "below zero, often by too high a rate; lower it, start again from He's weights, or use leaky_relu.")
+
+
+def _saturated(readings: Mapping[str, Reading], t: Thresholds) -> Finding:
+    last = max(readings, key=turn, default="")
+    layer, share = _largest({path: seen.saturated for path, seen in readings.items()
+                             if seen.saturated is not None and path != last})
+    return Finding("saturated sigmoid", layer, share, share > t.saturated[0], share < t.saturated[1],
+                   f"layer {layer}: {share:.0%} of its outputs lie where its slope is below 4 % of the largest, above "
+                   f"{t.saturated[0]:.0%}: weights or inputs too large; scale inputs to size 1, start from Xavier's weights.")
+
+
+def _on_the_way_back(readings: Mapping[str, Reading], t: Thresholds) -> list[Finding]:
+    """Compares norms of dy with that of the last layer. A scalar output, a loss, has dy 1."""
+    norms = {path: readings[path].dy.norm for path in sorted(readings, key=turn)
+             if readings[path].dy.size and readings[path].y.size > 1}
+    given = norms[next(reversed(norms))] if norms else 0.0
+    shares = {path: norm / given for path, norm in norms.items()} if given else {}
+    low, least = min(shares.items(), key=lambda item: item[1], default=("", 1.0))
+    high, most = _largest(shares)
+    return [
+        Finding("vanishing", low, least, least < t.vanishing[0], least > t.vanishing[1],
+                f"layer {low}: its dy has {least:.1e} of the norm that the last layer's has, below {t.vanishing[0]:g}: the "
+                "gradient shrinks on the way back; larger weights (He, Xavier), relu, norms, skips or fewer layers help."),
+        Finding("exploding", high, most, most > t.exploding[0], most < t.exploding[1],
+                f"layer {high}: its dy has {most:.1e} times the norm that the last layer's has, above {t.exploding[0]:g}: the "
+                "gradient grows on the way back; start from smaller weights, clip it, add norms."),
+    ]
+
+
+def _largest(values: Mapping[str, float]) -> tuple[str, float]:
+    return max(values.items(), key=lambda item: item[1], default=("", 0.0))

@@ -1,26 +1,32 @@
-"""What is measured after each epoch: the loss and accuracy out of training, the gradients against jax.grad's."""
+"""The length of a run, and its measurements: loss, accuracy, gradients against jax.grad's."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ...compose import objective
 from ...errors import Problem
-from ...params import Tree
+from ...gradients import predict
+from ...layer import Layer
+from ...params import Tree, by_layer
+from ...transform import inference, map_layers_with_path, parts_with_path
 from ...verify.gradient_error import gradient_error
 from ..task.config import TrainConfig
 from ..task.task import Task
-from .evaluate import evaluator
 
 EPOCHS = 10  # where neither steps nor epochs are given
 STEPS = 1000  # for batches without end
 ROUNDS = 10  # batches without end are reported on this many times
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Epoch:
     """What is known after an epoch (epoch 0: before training). gradient_norms: per layer path, of one batch."""
 
@@ -29,15 +35,14 @@ class Epoch:
     step: int
     train_loss: float | None
     test_loss: float
-    test_accuracy: float | None
-    test_rmse: float | None
+    test_accuracy: float | None = None
+    test_rmse: float | None = None
     gradient_error: float
     gradient_norms: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How many steps there are and after how many the run is looked at."""
+class Length(NamedTuple):
+    """How many steps a run takes, and after how many it is measured."""
 
     steps: int
     per_epoch: int
@@ -47,30 +52,79 @@ class Plan:
         return math.ceil(self.steps / self.per_epoch)
 
 
-def plan(task: Task, config: TrainConfig) -> Plan:
-    """The Plan of a run. Raises Problem for epochs of batches without end."""
+def length(task: Task, config: TrainConfig) -> Length:
+    """Returns the Length of a run. Raises Problem for epochs of batches without end."""
     if task.steps_per_epoch is None:
         if config.epochs is not None:
             raise Problem(f"epochs: {task.name} makes batches without end. Give `steps`")
         steps = config.steps or STEPS
-        return Plan(steps, math.ceil(steps / ROUNDS))
-    return Plan(config.steps or (config.epochs or EPOCHS) * task.steps_per_epoch, task.steps_per_epoch)
+        return Length(steps, math.ceil(steps / ROUNDS))
+    return Length(config.steps or (config.epochs or EPOCHS) * task.steps_per_epoch, task.steps_per_epoch)
 
 
-def looker(task: Task, config: TrainConfig, total: Plan) -> Callable[[Tree, int, float | None], Epoch]:
-    """`look(params, step, train_loss)`. Gradients are compared in float32, whatever precision the run computes in."""
-    measure, evaluate = gradient_error(task.net, task.loss), evaluator(task)
+def make_measure(task: Task, config: TrainConfig, total: Length) -> Callable[..., Epoch]:
+    """Returns `measure(params, step, train_loss)`. It compares gradients in float32."""
+    compare, evaluate = gradient_error(task.net, task.loss), evaluator(task)
 
-    def look(params: Tree, step: int, train_loss: float | None) -> Epoch:
+    def measure(params: Tree, step: int, train_loss: float | None) -> Epoch:
         batch = task.batches(config.seed, step)
-        errors, norms = measure(params, batch, step)
-        score = evaluate(params, task.test if task.test is not None else batch)
-        by_layer: dict[str, float] = {}
-        for path, norm in norms.items():
-            layer = path.rpartition("/")[0]
-            by_layer[layer] = math.hypot(by_layer.get(layer, 0.0), float(norm))
-        error = float(np.max([np.asarray(e) for e in errors.values()], initial=0.0))
-        return Epoch(math.ceil(step / total.per_epoch), total.epochs, step, train_loss, score.loss, score.accuracy, score.rmse,
-                     error, by_layer)
+        errors, norms = compare(params, batch, step)
+        return Epoch(
+            epoch=math.ceil(step / total.per_epoch),
+            epochs=total.epochs,
+            step=step,
+            train_loss=train_loss,
+            gradient_error=float(np.max([np.asarray(e) for e in errors.values()], initial=0.0)),
+            gradient_norms={path: math.hypot(*map(float, of_leaves.values()))
+                            for path, of_leaves in by_layer(norms).items()},
+            **evaluate(params, task.test if task.test is not None else batch))
 
-    return look
+    return measure
+
+
+def evaluation(net: Layer, loss: Layer | None = None) -> Layer:
+    """Returns the Layer from a batch to its loss out of training. The last layer stays as it is."""
+    whole = last = objective(net, loss)
+    head = ""
+    while last.parts:
+        *_, (head, last) = parts_with_path(last, head)
+    twin = lambda path, layer: layer if path == head else layer.inference or layer
+    return map_layers_with_path(whole, twin)
+
+
+def evaluator(task: Task) -> Callable[[Tree, Any], dict[str, float]]:
+    """Returns `(params, batch) -> {"test_loss": ...}`, out of training and with the task's metric.
+
+    A data set is taken in chunks of `task.chunk` examples.
+    """
+    whole, net = evaluation(task.net, task.loss), inference(task.net)
+
+    @jax.jit
+    def score(params: Tree, batch: Any) -> tuple[jax.Array, ...]:
+        value, _ = whole.forward(params, batch)
+        if task.metric is None:
+            return (value,)
+        y = predict(net)(params, batch[0])
+        if task.metric == "accuracy":
+            return value, jnp.mean(jnp.argmax(y, -1) == batch[1])
+        return value, jnp.mean(jnp.square(y - batch[1]))
+
+    def evaluate(params: Tree, batch: Any) -> dict[str, float]:
+        chunks, weights = _chunks(batch, task.chunk if task.test is not None else None)
+        scores = zip(*(score(params, chunk) for chunk in chunks))
+        mean = lambda column: sum(w * float(number) for w, number in zip(weights, column))
+        loss, *metric = map(mean, scores)
+        if task.metric == "rmse":
+            metric = [metric[0] ** 0.5]
+        return {"test_loss": loss, **{f"test_{task.metric}": value for value in metric}}
+
+    return evaluate
+
+
+def _chunks(batch: Any, size: int | None) -> tuple[list[Any], list[float]]:
+    """Returns the batch in pieces of `size` examples and the share of each. None: one piece."""
+    if size is None:
+        return [batch], [1.0]
+    count = len(jax.tree.leaves(batch)[0])
+    chunks = [jax.tree.map(lambda a, at=at: a[at : at + size], batch) for at in range(0, count, size)]
+    return chunks, [len(jax.tree.leaves(chunk)[0]) / count for chunk in chunks]

@@ -18,7 +18,7 @@ class Log:
     """Appends to a run's metrics.jsonl. Raises FileProblem where it cannot be written."""
 
     def __init__(self, directory: Path, start: int = 0) -> None:
-        """start: how many of its bytes stay, those a checkpoint vouches for; a shorter file keeps its whole lines."""
+        """Opens the file. start: how many bytes stay; a shorter file keeps its whole lines."""
         self.path = directory / METRICS
         with writing(self.path):
             self.file = open(self.path, "ab")  # noqa: SIM115
@@ -27,7 +27,7 @@ class Log:
         self.handed_on = time.monotonic()
 
     def add(self, record: dict[str, Any]) -> None:
-        """One line; a number that is not finite becomes the string nan, inf or -inf."""
+        """Writes one line; a number that is not finite becomes the string nan, inf or -inf."""
         with writing(self.path):
             self.file.write((json.dumps(plain(record), allow_nan=False) + "\n").encode())
             if time.monotonic() - self.handed_on > EVERY:
@@ -35,7 +35,7 @@ class Log:
                 self.handed_on = time.monotonic()
 
     def sync(self) -> int:
-        """Everything so far survives a power cut; returns the bytes that is."""
+        """Writes everything to the disk, so that it survives a power cut; returns its bytes."""
         with writing(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -50,7 +50,7 @@ class Log:
 
 
 def records(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; a last line that was cut off in the middle is left out."""
+    """Returns the lines of a run's metrics.jsonl, without a last line that was cut off."""
     found = []
     for line in (directory / METRICS).read_bytes().splitlines():
         try:
@@ -61,7 +61,7 @@ def records(directory: Path) -> list[dict[str, Any]]:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold: a number that is not finite as the string nan, inf or -inf."""
+    """Returns what JSON can hold: a number that is not finite is the string nan, inf or -inf."""
     if isinstance(value, dict):
         return {key: plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

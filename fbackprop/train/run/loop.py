@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ...errors import Failure, Interrupted, Problem
+from ...errors import Failure, Interrupted, Problem, as_problem
 from ...params import Tree
 from ..monitor.alerts import Alert, Thresholds
 from ..monitor.monitor import Monitor
@@ -20,11 +18,11 @@ from ..step.optimizer import optimizer
 from ..step.training import NORMS, Training, begin, make_training_step, trained_layers
 from ..store.saver import Saver
 from ..task.config import TrainConfig
-from ..task.recipe import computed, gradients, placed, start
+from ..task.recipe import gradients, net_in_precision, placement, start
 from ..task.task import Task
-from .epochs import Epoch, Plan, looker, plan
+from .epochs import Epoch, length, make_measure
 from .log import Log
-from .progress import Progress, Taken, Tell, enough_memory, looked
+from .progress import Progress, Taken, Tell, enough_memory, layer_rows
 from .step_probe import StepProbe
 
 IN_A_ROW = 10  # steps left out before a run that skips gives up
@@ -44,7 +42,7 @@ def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Te
         with enough_memory(lambda: run.at.step, config):
             run.go_on() if resume else run.start()
             run.all_steps()
-            return run.training.params, run.last or run.look(None), run.at.gradient_error
+            return run.training.params, run.last or run.measure_epoch(None), run.at.gradient_error
 
 
 class Run:
@@ -52,17 +50,17 @@ class Run:
 
     def __init__(self, task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Tell, saver: Saver) -> None:
         self.task, self.config, self.directory, self.tell, self.saver = task, config, directory, tell, saver
-        self.total: Plan = plan(task, config)
-        self.tx = optimizer(config, self.total.steps)
+        self.length = length(task, config)
+        self.tx = optimizer(config, self.length.steps)
         self.step = make_training_step(gradients(task, config), self.tx, config.on_nonfinite == "skip")
-        self.place, self.place_batch = placed(config)
+        self.place, self.place_batch = placement(config)
         self.training = self.first(params)
         self.at = Progress()
         self.last: Epoch | None = None
-        self.measure = looker(task, config, self.total)
-        self.probe = StepProbe(computed(task, config), task.loss, config)
+        self.measure = make_measure(task, config, self.length)
+        self.probe = StepProbe(net_in_precision(task, config), task.loss, config)
         self.layers, self.monitor = trained_layers(params), self.watcher()
-        self.every = config.checkpoint_every or self.total.per_epoch
+        self.every = config.checkpoint_every or self.length.per_epoch
         self.waiting: list[Taken] = []
         # a step that is left out must be known before the next one changes the params it was taken from
         self.behind = int(config.on_nonfinite != "skip" and config.precision != "float16")
@@ -70,33 +68,37 @@ class Run:
     # ---- from the start, from a checkpoint
 
     def first(self, params: Tree) -> Training:
-        """`params` are given up: the first step takes their memory."""
+        """Returns the Training before its first step, which takes the memory of `params`."""
         return self.place(begin(params, self.tx, self.config.precision == "float16"))
 
     def start(self) -> None:
         self.log, self.began = Log(self.directory), time.perf_counter()
-        self.record(self.look(None))
+        self.record(self.measure_epoch(None))
 
     def go_on(self) -> None:
-        found = self.saver.newest(self.training, self.tell.say)
-        if found is None:
+        if not self.load():
             self.tell.say(f"{self.directory}: no checkpoint to go on from, starting at step 0")
             self.start()
             return
-        self.training, header = self.place(found[0]), found[1]
-        self.at = Progress(**header["progress"])
-        if self.at.step > self.total.steps:
-            raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, got {self.total.steps}. "
-                          "Give as many or more, or `out` another name for another run")
-        self.monitor = self.watcher()
+        if self.at.step > self.length.steps:
+            raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, "
+                          f"got {self.length.steps}. Give as many or more, or `out` another name for another run")
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
+
+    def load(self) -> bool:
+        """Takes up the newest whole checkpoint. Returns whether there is one."""
+        found = self.saver.newest(self.training, self.tell.say)
+        if found is not None:
+            self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
+            self.monitor = self.watcher()
+        return found is not None
 
     # ---- forward, loss, backward, update
 
     def all_steps(self) -> None:
         with self.log:
-            while self.at.step < self.total.steps:
+            while self.at.step < self.length.steps:
                 restores = self.at.restores
                 self.one_step()
                 if self.due():
@@ -112,7 +114,7 @@ class Run:
     def one_step(self) -> None:
         number = self.at.step + 1
         batch = self.task.batches(self.config.seed, self.at.data)
-        with self.batch_of(number):
+        with as_problem(f"{self.task.name}: batch of step {number}: "):
             self.training, metrics = self.step(self.training, self.place_batch(batch))
         self.waiting.append(Taken(number, self.at.data, batch, metrics))
         self.at.step, self.at.data = number, self.at.data + 1
@@ -120,14 +122,6 @@ class Run:
         self.judge(0 if watched else self.behind)
         if watched and self.at.step == number:
             self.watch(batch)
-
-    @contextmanager
-    def batch_of(self, number: int) -> Iterator[None]:
-        """What the net cannot take becomes a Problem."""
-        try:
-            yield
-        except (TypeError, ValueError) as error:
-            raise Problem(f"{self.task.name}: batch of step {number}: {error}") from error
 
     def judge(self, behind: int) -> None:
         """Looks at the metrics of all steps but the last `behind`: the device is not waited for while it works."""
@@ -145,15 +139,15 @@ class Run:
                 self.not_finite(taken, metrics)
 
     def watch(self, batch: Any) -> None:
-        """Every layer, on the batch of the step just taken; nothing is changed by it."""
+        """Looks at every layer, on the batch of the step just taken. Changes nothing."""
         readings = self.probe.readings(self.training, batch)
         alerts = self.monitor.probe(self.at.step, readings)
         seen = self.monitor.describe()
-        self.log.add({"step": self.at.step, "look": looked(seen), "gradient_spread": seen["gradient_spread"]})
+        self.log.add({"step": self.at.step, "look": layer_rows(seen), "gradient_spread": seen["gradient_spread"]})
         self.alert(alerts)
 
     def watcher(self) -> Monitor:
-        """A Monitor that knows what it knew at this point of the run."""
+        """Returns a Monitor that knows what it knew at this point of the run."""
         thresholds = Thresholds.of(self.config.alerts)
         return Monitor.of(self.at.monitor, thresholds) if self.at.monitor else Monitor(thresholds)
 
@@ -164,20 +158,22 @@ class Run:
             self.tell.say(f"step {alert.step}: {alert.text if alert.ended else f'{alert.kind}: {alert.text}'}")
 
     def due(self) -> bool:
-        step = self.at.step
-        return step % self.total.per_epoch == 0 or step % self.every == 0 or step == self.total.steps
+        return self.epoch_ends() or self.at.step % self.every == 0
+
+    def epoch_ends(self) -> bool:
+        return self.at.step % self.length.per_epoch == 0 or self.at.step == self.length.steps
 
     def settle(self) -> None:
-        """An epoch's end, a checkpoint's turn, or both."""
-        if self.at.step % self.total.per_epoch == 0 or self.at.step == self.total.steps:
-            epoch = self.look(self.at.loss_sum / max(1, self.at.losses))
+        """Measures an epoch that ends and saves a checkpoint that is due."""
+        if self.epoch_ends():
+            epoch = self.measure_epoch(self.at.loss_sum / max(1, self.at.losses))
             self.at.loss_sum, self.at.losses = 0.0, 0
             self.record(epoch)
-        if self.at.step % self.every == 0 or self.at.step == self.total.steps:
+        if self.at.step % self.every == 0 or self.at.step == self.length.steps:
             self.save()
 
-    def look(self, train_loss: float | None) -> Epoch:
-        with self.batch_of(self.at.step + 1):
+    def measure_epoch(self, train_loss: float | None) -> Epoch:
+        with as_problem(f"{self.task.name}: batch of step {self.at.step + 1}: "):
             epoch = self.measure(self.training.params, self.at.step, train_loss)
         self.at.gradient_error = max(self.at.gradient_error, epoch.gradient_error)
         return epoch
@@ -201,16 +197,17 @@ class Run:
                            f"{self.directory} `resume` goes on")
 
     def not_finite(self, taken: Taken, metrics: dict[str, Any]) -> None:
-        """What `config.on_nonfinite` says; a scale of the loss that was too high is left to the guard."""
-        origin = self.probe.origin(self.training, taken.batch, lost=bool(metrics["lost"]))
+        """Does what `config.on_nonfinite` says. The guard lowers a scale that was too high."""
+        cause = self.probe.cause(self.training, taken.batch, lost=bool(metrics["lost"]))
         loss = float(metrics["loss"])
-        event = {"step": taken.number, "loss": loss, "origin": origin.words, "layer": origin.layer, "side": origin.side}
+        event = {"step": taken.number, "loss": loss,
+                 "origin": cause.words, "layer": cause.layer, "side": cause.side}
         if metrics["overflow"] and self.training.guard.scale is not None:
             scale = float(self.training.guard.scale.scale)
             self.log.add({**event, "event": "overflow", "scale": scale})
-            self.tell.say(f"step {taken.number}: left out, {origin.words} overflowed; the loss is scaled by {scale:g} now")
+            self.tell.say(f"step {taken.number}: left out, {cause.words} overflowed; the loss is scaled by {scale:g} now")
             return
-        what = f"step {taken.number}: expected finite numbers, got a loss of {loss:g}; it began in {origin.words}"
+        what = f"step {taken.number}: expected finite numbers, got a loss of {loss:g}; it began in {cause.words}"
         row = int(self.training.guard.skipped)
         if self.config.on_nonfinite == "skip" and not metrics["lost"] and row < IN_A_ROW:
             self.log.add({**event, "event": "left out"})
@@ -220,10 +217,10 @@ class Run:
         else:
             back = self.at.restores
             tried = f", {row} steps in a row" * (row > 1) + f", after going back {back} times" * (back > 0)
-            self.halt(taken, event, f"{what}{tried}. {origin.cure(self.config)}", lost=bool(metrics["lost"]))
+            self.halt(taken, event, f"{what}{tried}. {cause.cure(self.config)}", lost=bool(metrics["lost"]))
 
     def halt(self, taken: Taken, event: dict[str, Any], what: str, lost: bool) -> None:
-        """The state before the step is saved: no step after it has changed anything."""
+        """Saves the state before the step, which no later step has changed. Raises Failure."""
         self.waiting.clear()
         self.at.step, self.at.data = taken.number - 1, taken.data
         if not lost:
@@ -234,14 +231,11 @@ class Run:
         raise Failure(what)
 
     def go_back(self, taken: Taken, event: dict[str, Any], what: str) -> None:
-        """To the newest checkpoint, and on with the batch after the one that did it; saved at once: a kill does not undo it."""
+        """Returns to the newest checkpoint, skips the batch, and saves it against a kill."""
         restores, self.waiting = self.at.restores + 1, []
-        found = self.saver.newest(self.training, self.tell.say)
-        if found is None:
+        if not self.load():
             self.training, self.at = self.first(start(self.task, self.config)[0]), Progress()
-        else:
-            self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
-        self.monitor = self.watcher()
+            self.monitor = self.watcher()
         self.at.restores, self.at.data = restores, taken.data + 1
         self.log.add({**event, "event": "went back", "to": self.at.step})
         self.save()

@@ -14,18 +14,14 @@ from ..task.config import TrainConfig
 from .epochs import Epoch
 
 
-def nothing(*_: object) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Tell:
     """Whom a run tells: of an Epoch, of a step's record, a sentence; `check` may raise Interrupted between steps."""
 
-    epoch: Callable[[Epoch], object] = nothing
-    step: Callable[[dict[str, Any]], object] = nothing
-    say: Callable[[str], object] = nothing
-    check: Callable[[], object] = nothing
+    epoch: Callable[[Epoch], object] = lambda epoch: None
+    step: Callable[[dict[str, Any]], object] = lambda record: None
+    say: Callable[[str], object] = lambda text: None
+    check: Callable[[], object] = lambda: None
 
 
 @dataclass
@@ -55,8 +51,8 @@ class Taken(NamedTuple):
     metrics: Any
 
 
-def looked(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a Monitor describes of each layer and block in one row, without what is not known."""
+def layer_rows(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns what a Monitor describes in one row for each layer and block."""
     rows: dict[str, dict[str, Any]] = {}
     for part in ("probe", "layers"):
         for path, numbers in seen[part].items():
@@ -66,7 +62,7 @@ def looked(seen: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 @contextmanager
 def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None]:
-    """Memory that runs out becomes a Failure that says what needs less."""
+    """Makes a Failure of memory that runs out; it says what needs less."""
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -19,7 +19,7 @@ from ..task.config import TrainConfig
 
 
 @dataclass(frozen=True)
-class Origin:
+class Cause:
     """layer: its path, "" for none; side: batch, params, residual, dy, dx, dparams or update."""
 
     layer: str
@@ -27,7 +27,7 @@ class Origin:
     words: str
 
     def cure(self, config: TrainConfig) -> str:
-        """What to try, as a sentence without its full stop."""
+        """Returns what to try, as a sentence without its full stop."""
         if self.side == "batch":
             return "Look at the data: it holds NaN or inf"
         cures = [f"a lower rate (`lr` {config.lr / 10:g})"]
@@ -46,10 +46,10 @@ class StepProbe:
     def measure(self) -> Callable:
         return probe(self.net, self.loss)
 
-    def origin(self, training: Training, batch: Any, lost: bool = False) -> Origin:
-        """Of the batch that a step was taken with, from the params it was taken from; `lost` when those are gone."""
+    def cause(self, training: Training, batch: Any, lost: bool = False) -> Cause:
+        """Returns the Cause in a step's batch, from the params before it. lost: those are gone."""
         if lost:
-            return Origin("", "update", "the optimizer's update of the weights")
+            return Cause("", "update", "the optimizer's update of the weights")
         params, scale = training.params, training.guard.scale
         seed = 1.0 if scale is None else scale.scale * (1.0 if training.guard.halted else 2.0)  # the guard has halved it since
         parts = self.parts(batch)
@@ -58,13 +58,13 @@ class StepProbe:
             found = first_bad(readings, params, part, value)
             if found is not None:
                 if found.side == "batch":  # its path is that of a leaf of the batch, though a layer may have the same
-                    return Origin("", found.side, str(found))
+                    return Cause("", found.side, str(found))
                 name = readings[found.path].layer if found.path in readings else ""
-                return Origin(found.path, found.side, f"{found} {name}".rstrip())
-        return Origin("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
+                return Cause(found.path, found.side, f"{found} {name}".rstrip())
+        return Cause("", "dparams", "the sum over the parts of the batch" if len(parts) > 1 else "the gradient's norm")
 
     def readings(self, training: Training, batch: Any) -> dict[str, Reading]:
-        """Of one pass over the first part of `batch`, at the scale the loss has."""
+        """Returns the readings of a pass over the first part of `batch`, at the loss's scale."""
         scale = training.guard.scale
         return self.measure(training.params, self.parts(batch)[0], 1.0 if scale is None else scale.scale)[1]
 

@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from ...checks import expect, show
-from ...dtypes import partition, wide, wide_dtype
+from ...dtypes import combine, partition, wide, wide_dtype
 from ...gradients import ValueAndGrad
 from ...losses.inputs import inverse
 from ...losses.weight import Weight, batch_size
-from ...params import Next, Tree, is_carried, join, merge, split
+from ...params import Next, Tree, is_carried, merge, split
 
 
 def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> ValueAndGrad:
-    """`(params, microbatches, seed=1.0) -> (value, grads)`: those of the whole batch, whatever the split.
+    """Returns `(params, microbatches, seed=1.0) -> (value, grads)`, those of the whole batch.
 
     microbatches: a list of batches of any sizes, run one after the other, or one batch whose leaves have a leading axis more,
     run as a scan. weight: `batch -> scalar`, what the batch's loss divides by: the batch size, or `token_weight(...)` where
@@ -59,13 +59,14 @@ def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> Val
         state, value, sums, total = carry
         share = inverse(total)
         gradients = jax.tree.map(lambda s, p: (s * share).astype(p.dtype), sums, floats)
-        return value * share, join(gradients, jax.tree.map(lambda n: Next(n.value), state, is_leaf=is_carried))
+        successors = jax.tree.map(lambda n: Next(n.value), state, is_leaf=is_carried)
+        return value * share, combine(gradients, successors)
 
     return run
 
 
 def microbatches(batch: Any, n: int) -> Any:
-    """The batch in n parts along its first axis: stacked when n divides it, else a list of parts that differ by one row.
+    """Returns the batch in n parts along its first axis: stacked when n divides it, else a list.
 
     Raises ValueError when it has fewer than n rows or a leaf without axes.
     """

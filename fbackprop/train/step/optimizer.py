@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from ...params import Tree, named_leaves
+from ...params import Tree, by_layer, paths
 from ..task.config import TrainConfig
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
@@ -28,14 +28,14 @@ SCHEDULES: dict[str, Callable[[float, int], Any]] = {
 
 
 def optimizer(config: TrainConfig, steps: int) -> Any:
-    """The optax transformation that `config` describes, for a run of `steps` steps."""
+    """Returns the optax transformation that `config` describes, for a run of `steps` steps."""
     decay = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
     rule = OPTIMIZERS[config.optimizer](schedule(config, steps), **decay)
     return rule if config.clip is None else optax.chain(clipping(config.clip), rule)
 
 
 def schedule(config: TrainConfig, steps: int) -> Any:
-    """`step -> rate`: up from 0 over `config.warmup` steps, then along the schedule over those that are left."""
+    """Returns `step -> rate`: up from 0 over `config.warmup` steps, then along the schedule."""
     after = SCHEDULES[config.schedule](config.lr, max(1, steps - config.warmup))
     if not config.warmup:
         return after
@@ -43,34 +43,28 @@ def schedule(config: TrainConfig, steps: int) -> Any:
 
 
 def clipping(kind_and_bound: str) -> Any:
-    """value:X every number to -X..X; norm:X the whole gradient to norm X; layer:X each layer's; adaptive:X each unit's to X
-    times the norm of its weights (Brock et al. 2021).
+    """Returns the clipping that a text describes.
+
+    value:X every number to -X..X; norm:X the whole gradient to norm X; layer:X each layer's;
+    adaptive:X each unit's to X times the norm of its weights (Brock et al. 2021).
     """
     kind, _, bound = kind_and_bound.partition(":")
     return CLIPS[kind](float(bound))
 
 
 def clip_by_layer_norm(max_norm: float) -> Any:
-    """optax.clip_by_global_norm on the gradients of each layer by themselves; all blocks of a `repeat` are one layer."""
+    """Returns optax.clip_by_global_norm for each layer; all blocks of a `repeat` are one."""
     one = optax.clip_by_global_norm(max_norm)
 
     def update(updates: Tree, state: Any, params: Tree | None = None) -> tuple[Tree, Any]:
-        leaves, treedef = jax.tree.flatten(updates)
-        layers: dict[str, list[int]] = {}
-        for i, (path, _) in enumerate((path, leaf) for path, leaf in named_leaves(updates) if leaf is not None):
-            layers.setdefault(layer_of(path), []).append(i)
-        for of_layer in layers.values():
-            clipped, _ = one.update([leaves[i] for i in of_layer], optax.EmptyState())
-            for i, leaf in zip(of_layer, clipped):
-                leaves[i] = leaf
-        return jax.tree.unflatten(treedef, leaves), state
+        found = paths(updates)
+        clipped: dict[str, Any] = {}
+        for of_layer in by_layer(found).values():
+            clipped |= one.update(of_layer, optax.EmptyState())[0]
+        treedef = jax.tree.structure(updates)
+        return jax.tree.unflatten(treedef, [clipped[path] for path in found]), state
 
     return optax.GradientTransformation(one.init, update)
-
-
-def layer_of(path: str) -> str:
-    """The path of the layer a leaf belongs to."""
-    return path.rpartition("/")[0]
 
 
 CLIPS: dict[str, Callable[[float], Any]] = {

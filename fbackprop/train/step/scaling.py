@@ -25,7 +25,7 @@ class LossScale(NamedTuple):
 
 
 def adjust(loss_scale: LossScale, finite: Any, patience: int = 2000, least: float = 1.0, most: float = 2.0**24) -> LossScale:
-    """The LossScale of the next step. `finite`: whether all gradients were, as `all_finite` says; may be traced.
+    """Returns the LossScale of the next step. finite: whether all gradients were; may be traced.
 
     Not finite: half the scale, `least` at least. After `patience` finite steps in a row: twice the scale, `most` at most.
     """
@@ -37,11 +37,11 @@ def adjust(loss_scale: LossScale, finite: Any, patience: int = 2000, least: floa
 
 
 def unscale(grads: Tree, loss_scale: LossScale) -> Tree:
-    """`grads` of a value whose seed was `loss_scale.scale`, divided by it; Next, no gradient, as it is."""
+    """Divides `grads` by `loss_scale.scale`, the seed of their value. Next, no gradient, stays."""
     return jax.tree.map(lambda g: g if is_carried(g) else g / jnp.asarray(loss_scale.scale, g.dtype), grads, is_leaf=is_carried)
 
 
 def all_finite(grads: Tree) -> jax.Array:
-    """Whether no gradient holds inf or NaN: if one does, leave the step out. Next does not count."""
+    """Returns whether no gradient holds inf or NaN. Next does not count."""
     return reduce(jnp.logical_and, [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(split(grads)[0]) if is_floating(g)],
                   jnp.bool_(True))

@@ -17,7 +17,9 @@ Metrics = dict[str, jax.Array]
 Step = Callable[[Tree, Any, Any], tuple[Tree, Any, Metrics]]
 
 
-def updated(tx: Any, params: Tree, grads: Tree, opt_state: Any, extra: dict[str, Any]) -> tuple[Tree, Tree, Any]:
+def apply_gradients(tx: Any, params: Tree, grads: Tree, opt_state: Any,
+                    extra: dict[str, Any]) -> tuple[Tree, Any, Tree]:
+    """Returns (params, opt_state, updates) after one optimizer step."""
     (trainable, _), (gradients, successors) = split(params), split(grads)
     tx = optax.with_extra_args_support(tx)
     updates, opt_state = tx.update(gradients, opt_state, trainable, **extra)
@@ -25,17 +27,17 @@ def updated(tx: Any, params: Tree, grads: Tree, opt_state: Any, extra: dict[str,
 
 
 def update(tx: Any, params: Tree, grads: Tree, opt_state: Any, **extra: Any) -> tuple[Tree, Any]:
-    """`(params, opt_state)` after one optimizer step; State takes its successors from `grads`.
+    """Returns `(params, opt_state)` after one optimizer step; State becomes its successor.
 
     `opt_state = tx.init(split(params)[0])`. `extra` is what a transformation asks for by name, as optax calls it:
     value, grad, value_fn. Transformations that want none of it get none.
     """
-    params, opt_state, _ = updated(tx, params, grads, opt_state, extra)
+    params, opt_state, _ = apply_gradients(tx, params, grads, opt_state, extra)
     return params, opt_state
 
 
 def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, Any], jax.Array] | None = None) -> Step:
-    """`step(params, opt_state, batch) -> (params, opt_state, metrics)`, jitted; params and opt_state are donated.
+    """Returns `step(params, opt_state, batch) -> (params, opt_state, metrics)`, jitted.
 
     value_and_grad: `value_and_grad(net, loss)` or `auto_value_and_grad(net, loss)`: the backward pass is this argument.
     tx: any optax transformation. value_fn: `(params, batch) -> value` for those with a line search, differentiable by jax:
@@ -49,7 +51,7 @@ def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, A
         extra: dict[str, Any] = {"value": value, "grad": gradients}
         if value_fn is not None:
             extra["value_fn"] = lambda trainable: value_fn(merge(trainable, state), batch)
-        params, opt_state, updates = updated(tx, params, grads, opt_state, extra)
+        params, opt_state, updates = apply_gradients(tx, params, grads, opt_state, extra)
         norms = {"grad_norm": gradients, "update_norm": updates, "param_norm": split(params)[0]}
         return params, opt_state, {"loss": value, **{name: optax.tree.norm(tree) for name, tree in norms.items()}}
 
@@ -57,13 +59,16 @@ def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, A
 
     @wraps(jitted)
     def run(params: Tree, opt_state: Any, batch: Any) -> tuple[Tree, Any, Metrics]:
-        return jitted(*apart((params, opt_state)), batch)
+        return jitted(*without_aliases((params, opt_state)), batch)
 
     return run
 
 
-def apart(tree: Any) -> Any:
-    """No buffer in two leaves: several optimizers begin with one array in two places, and a buffer is donated only once."""
+def without_aliases(tree: Any) -> Any:
+    """Copies an array that is two leaves, so that each can be donated.
+
+    Several optimizers begin with one array in two places, and a buffer is donated only once.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     seen: set[int] = set()
     for i, leaf in enumerate(leaves):

@@ -12,9 +12,9 @@ from jax import lax
 
 from ...dtypes import is_floating
 from ...gradients import ValueAndGrad
-from ...params import Tree, paths, split
+from ...params import Tree, by_layer, paths, split
 from .scaling import LossScale, adjust, unscale
-from .step import Metrics, apart, updated
+from .step import Metrics, apply_gradients, without_aliases
 
 NORMS = ("grad_norm", "update_norm", "param_norm")
 
@@ -36,13 +36,13 @@ class Training(NamedTuple):
 
 
 def begin(params: Tree, tx: Any, scaled: bool = False) -> Training:
-    """The Training before its first step. scaled: the loss is multiplied by a power of two, for float16."""
+    """Returns the Training before its first step. scaled: with a LossScale, for float16."""
     scale = jax.tree.map(jnp.asarray, LossScale()) if scaled else None
     return Training(params, tx.init(split(params)[0]), Guard(jnp.bool_(False), jnp.int32(0), scale))
 
 
 def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False) -> Callable:
-    """`step(training, batch) -> (training, metrics)`, jitted; the old training is donated.
+    """Returns `step(training, batch) -> (training, metrics)`, jitted; the old training is donated.
 
     A step whose loss or gradient is not finite changes nothing but the guard, and no step after it changes anything either
     unless `skip`. Where the loss is finite and only the scaled gradients are not, the scale was too high: it is halved, and the
@@ -62,7 +62,8 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False
         halted |= ~finite & ~overflow & (not skip)
 
         def taken(params: Tree, opt_state: Any) -> tuple[Tree, Any, jax.Array]:
-            params, opt_state, updates = updated(tx, params, grads, opt_state, {"value": value, "grad": gradients})
+            extra = {"value": value, "grad": gradients}
+            params, opt_state, updates = apply_gradients(tx, params, grads, opt_state, extra)
             return params, opt_state, jnp.stack([_layer_norms(updates), _layer_norms(split(params)[0])])
 
         def left_out(params: Tree, opt_state: Any) -> tuple[Tree, Any, jax.Array]:
@@ -84,23 +85,19 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False
         return Training(params, opt_state, guard), {"loss": value, **totals, **flags, "layers": layers}
 
     jitted = jax.jit(step, donate_argnums=0)
-    return lambda training, batch: jitted(apart(training), batch)
+    return lambda training, batch: jitted(without_aliases(training), batch)
 
 
 def trained_layers(params: Tree) -> list[str]:
-    """The paths of the layers that have something to train, in the order of `layers` in the metrics."""
-    return list(_by_layer(split(params)[0]))
+    """Returns the paths of the layers to train, in the order of `layers` in the metrics."""
+    return list(_floats_by_layer(split(params)[0]))
 
 
-def _by_layer(tree: Tree) -> dict[str, list[jax.Array]]:
-    layers: dict[str, list[jax.Array]] = {}
-    for path, leaf in paths(tree).items():
-        if is_floating(leaf):
-            layers.setdefault(path.rpartition("/")[0], []).append(leaf)
-    return layers
+def _floats_by_layer(tree: Tree) -> dict[str, dict[str, jax.Array]]:
+    return by_layer({path: leaf for path, leaf in paths(tree).items() if is_floating(leaf)})
 
 
 def _layer_norms(tree: Tree) -> jax.Array:
-    """(L,), float32."""
-    norms = [optax.tree.norm(leaves) for leaves in _by_layer(tree).values()]
+    """Returns the norm of each layer, (L,) float32."""
+    norms = [optax.tree.norm(list(leaves.values())) for leaves in _floats_by_layer(tree).values()]
     return jnp.stack(norms).astype(jnp.float32) if norms else jnp.zeros(0)

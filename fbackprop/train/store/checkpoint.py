@@ -43,7 +43,7 @@ class Stored(NamedTuple):
 
 
 def snapshot(tree: Tree) -> dict[str, Stored]:
-    """Every leaf by its path, copied to the host: the device's own buffers may be given away to the next step."""
+    """Copies every leaf to the host, by its path: the next step may take the buffers."""
     leaves: dict[str, Stored] = {}
     for path, leaf in named_leaves(tree):
         if leaf is not None:
@@ -79,13 +79,13 @@ def write(path: Path, leaves: dict[str, Stored], facts: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """`(header, leaves)`, every byte verified. Raises Damaged, which names the file and what is wrong with it."""
+    """Returns (header, leaves), every byte verified. Raises Damaged, which names the file."""
     header, *leaves = _verified(path)
     return header, dict(leaves)
 
 
 def _verified(path: Path) -> Iterator[Any]:
-    """The header, then a pair (name, Stored) at a time, each verified before it is given."""
+    """Yields the header, then a pair (name, Stored) at a time, each verified before."""
     try:
         _check_seal(path)
         with np.load(path, allow_pickle=False) as file:
@@ -105,7 +105,7 @@ def _verified(path: Path) -> Iterator[Any]:
 
 
 def fill(like: Tree, leaves: dict[str, Stored], path: Path) -> Tree:
-    """The leaves, read from `path`, in the structure of `like`, bit for bit.
+    """Returns the leaves, read from `path`, in the structure of `like`, bit for bit.
 
     Raises Problem where one is missing, one too many, or of another shape or dtype: its path, expected and found.
     """
@@ -163,7 +163,7 @@ def _check_seal(path: Path) -> None:
 
 
 def _digest(file: BinaryIO, end: int) -> bytes:
-    """Of the first `end` bytes; the file is left there."""
+    """Returns the SHA-256 of the first `end` bytes, and leaves the file there."""
     file.seek(0)
     sha, block = hashlib.sha256(), 1 << 20
     for start in range(0, end, block):
@@ -172,7 +172,7 @@ def _digest(file: BinaryIO, end: int) -> bytes:
 
 
 def _sync(directory: Path) -> None:
-    """The new name in `directory` survives a power cut too; Windows has nothing to ask for that."""
+    """Writes the new name in `directory` to the disk. Windows has no call for that."""
     if os.name == "posix":
         descriptor = os.open(directory, os.O_RDONLY)
         try:

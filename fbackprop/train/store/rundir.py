@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ MAY_CHANGE = ("steps", "epochs")  # of a run that goes on
 
 @contextmanager
 def open_run(config: TrainConfig, out: str | None = None, force: bool = False, resume: bool = False) -> Iterator[Path]:
-    """The directory, ours until the end: `out`, or `runs/MODEL-001`, the next free number; with `resume` the last one there.
+    """Yields the run's locked directory: `out`, or the next `runs/MODEL-001`, or the last.
 
     Raises Problem when it holds something and neither force nor resume is given, or when the run to go on with had another
     config; Locked when another process is at work in it; FileProblem when it cannot be written. force replaces a run's own
@@ -36,21 +36,23 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
             raise Problem(f"{directory}: expected a directory or nothing, got a file. Give `out` another name")
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
-            if not (resume and (directory / CONFIG).exists()):
+            goes_on = resume and (directory / CONFIG).exists()
+            if goes_on:
+                expect_config(directory / CONFIG, read_toml(directory / CONFIG), config)
+            else:
                 _expect_empty(directory, force, resume)
                 for file in (directory / CHECKPOINTS).glob("step-*.npz*"):
                     file.unlink()
-                _write(directory / CONFIG, to_toml(asdict(config)))  # before all else: a directory that has it can be resumed
+            # before the other files: a directory that has it can be resumed
+            _write(directory / CONFIG, to_toml(asdict(config)))
+            if not goes_on:
                 (directory / METRICS).write_bytes(b"")
-            else:
-                expect_config(directory / CONFIG, read_toml(directory / CONFIG), config)
-                _write(directory / CONFIG, to_toml(asdict(config)))
             (directory / CHECKPOINTS).mkdir(exist_ok=True)
             yield directory
 
 
 def at_work(directory: Path) -> bool:
-    """Whether a process is at work in the run now; False where that cannot be told."""
+    """Returns whether a process is at work in the run now; False where that cannot be told."""
     if not (directory / LOCK).exists():
         return False
     try:
@@ -73,28 +75,23 @@ def expect_config(where: Path, had: dict[str, Any], config: TrainConfig) -> None
 
 
 def fixed(config: TrainConfig) -> dict[str, Any]:
-    """What may not change when a run goes on."""
+    """Returns the settings that may not change when a run goes on."""
     return {name: value for name, value in asdict(config).items() if value is not None and name not in MAY_CHANGE}
 
 
 def config_hash(config: TrainConfig) -> str:
-    """SHA-256 of `fixed(config)`."""
+    """Returns the SHA-256 of `fixed(config)`."""
     return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()
 
 
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """The system gives the lock back when the process ends, however it ends: a dead one's does not count."""
-    lock = FileLock(directory / LOCK, timeout=0.5)  # a report asks for it too, for a moment
+def _locked(directory: Path) -> AbstractContextManager[Any]:
+    """Locks the directory, for a `with`. The system frees the lock of a process that dies."""
     try:
-        lock.acquire()
+        # a report asks for the lock too, for a moment
+        return FileLock(directory / LOCK).acquire(timeout=0.5)
     except Timeout as error:
         raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give `out` another name"
                      ) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _expect_empty(directory: Path, force: bool, resume: bool) -> None:
@@ -122,7 +119,7 @@ def _numbered(parent: Path, name: str, resume: bool) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing: a full disk or a kill leaves what was there."""
+    """Writes all of it or nothing: a full disk or a kill leaves what was there."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -135,7 +132,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A run's config.toml. Raises FileProblem when it cannot be read or is no TOML."""
+    """Reads a run's config.toml. Raises FileProblem when it cannot be read or is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -145,13 +142,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(table: dict[str, Any]) -> str:
-    """A flat table of strings, numbers and booleans as TOML; None is left out."""
+    """Returns a flat table of strings, numbers and booleans as TOML; None is left out."""
     return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in table.items() if value is not None)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """An OSError becomes a FileProblem that names the path."""
+    """Makes a FileProblem that names the path of an OSError."""
     try:
         yield
     except OSError as error:

@@ -37,12 +37,12 @@ class Saver:
         self.pending = self.writer.submit(self._write, step, checkpoint.snapshot(tree), about)
 
     def wait(self) -> None:
-        """Until the last one is on disk. Raises FileProblem when it could not be written."""
+        """Waits until the last one is on disk. Raises FileProblem when it could not be written."""
         with writing(self.directory):
             self.pending.result()
 
     def newest(self, like: Tree, say: Callable[[str], object]) -> tuple[Tree, dict[str, Any]] | None:
-        """`(tree, header)` of the newest whole checkpoint, None when there is none.
+        """Returns (tree, header) of the newest whole checkpoint, None when there is none.
 
         A damaged one is said, renamed to *.damaged so that it never counts again, and the next older one taken. Raises Problem
         for a whole one of another config, network or optimizer.
@@ -66,5 +66,5 @@ class Saver:
 
 
 def files(directory: Path) -> list[Path]:
-    """The checkpoints in a directory, oldest first."""
+    """Returns the checkpoints in a directory, oldest first."""
     return sorted(directory.glob("step-????????.npz"))

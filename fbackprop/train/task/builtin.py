@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import data
-from ...errors import Problem
+from ...errors import as_problem
 from ...layer import Layer
 from ...losses import mse, softmax_cross_entropy
 from ...models.convnet import convnet
@@ -18,38 +18,28 @@ from ...models.mlp import mlp
 from ...models.recommender import recommender
 from ...models.resnet import resnet
 from .config import TrainConfig
-from .task import Task, own_task
+from .task import Task, task_from_file
 
 Images = Callable[[np.ndarray], np.ndarray]
 
 
 def _digits(config: TrainConfig, net: Layer, view: Images = lambda images: images) -> Task:
-    """Handwritten digits: the 5000 in the package, split 4000 / 1000, or all of MNIST from config.data."""
+    """Returns the task of digits: the package's, 4000 / 1000, or MNIST in config.data."""
     digits = data.digits(config.data)
     (x, y), (test_x, test_y) = digits.train, digits.test
-    batches, test = _batches(view(x), y, config), (view(test_x), test_y)
+    with as_problem():
+        batches = data.shuffled_batches(view(x), y, config.batch_size)
+    test = view(test_x), test_y
     return Task(config.model, net, softmax_cross_entropy(), batches, batches.steps_per_epoch, test, "accuracy")
 
 
-def _batches(x: Any, y: Any, config: TrainConfig) -> data.Batches:
-    try:
-        return data.shuffled_batches(x, y, config.batch_size)
-    except ValueError as error:
-        raise Problem(str(error)) from error
-
-
-def _with_channel(images: np.ndarray) -> np.ndarray:
-    return images[..., None]
-
-
 def _plays(config: TrainConfig) -> Task:
-    """The next byte of eight plays, or of the text file config.data, by a small gpt."""
+    """Returns the task of the next byte in eight plays, or in config.data, by a small gpt."""
     length = 64
-    try:
+    with as_problem():
         text = data.text(config.data)
-        batches, test = data.windows(text.train, length, config.batch_size), data.held_out_windows(text.validation, length)
-    except ValueError as error:
-        raise Problem(str(error)) from error
+        batches = data.windows(text.train, length, config.batch_size)
+        test = data.held_out_windows(text.validation, length)
     V = len(text.vocabulary)
     bigram = data.bigram_loss(text.train, text.validation, V)
     net = gpt(V, length, features=96, heads=4, blocks=3)
@@ -57,15 +47,17 @@ def _plays(config: TrainConfig) -> Task:
 
 
 def _ratings(config: TrainConfig) -> Task:
-    """Who likes what: made-up ratings whose noise is known, or the file config.data in MovieLens' u.data format."""
+    """Returns the task of ratings: made-up ones, or config.data in MovieLens' u.data format."""
     known = data.ratings(config.data)
-    batches = _batches(*known.train, config)
+    with as_problem():
+        batches = data.shuffled_batches(*known.train, config.batch_size)
     apart = lambda pairs, scores: ((pairs[:, 0], pairs[:, 1]), scores)
     net = recommender(known.users, known.items, rank=4, mean=known.mean)
     return Task(config.model, net, mse(), lambda seed, step: apart(*batches(seed, step)), batches.steps_per_epoch,
                 apart(*known.test), "rmse", {} if known.noise is None else {"noise": known.noise}, chunk=100_000)
 
 
+_with_channel: Images = lambda images: images[..., None]
 MODELS: dict[str, Callable[[TrainConfig], Task]] = {
     "mnist": lambda config: _digits(config, mlp()),
     "mlp": lambda config: _digits(config, mlp()),
@@ -78,8 +70,8 @@ MODELS: dict[str, Callable[[TrainConfig], Task]] = {
 
 
 def load_task(config: TrainConfig, made: Any = None) -> Task:
-    """The Task `config.model` names, or the user's own: of `made`, what its function returned, when that is known already.
+    """Returns the Task of `config.model`. made: what a file.py:function returned before.
 
     Raises Problem for a name, a file or a function that is not what it should be.
     """
-    return MODELS[config.model](config) if config.model in MODELS else own_task(config, made)
+    return MODELS[config.model](config) if config.model in MODELS else task_from_file(config, made)

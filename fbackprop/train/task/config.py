@@ -74,7 +74,7 @@ class TrainConfig:
 
     @classmethod
     def of(cls, **given: Any) -> TrainConfig:
-        """What is given, then the model's preset, then the defaults; None is nothing given."""
+        """Returns the config of what is given, else the model's preset, else the default."""
         given = {name: value for name, value in given.items() if value is not None}
         preset = PRESETS.get(given["model"], {})
         length = {"steps", "epochs"}
@@ -82,11 +82,10 @@ class TrainConfig:
         return cls(**{**kept, **given})
 
     def __post_init__(self) -> None:
-        _at_least("seed", self.seed, 0)
-        for name in ("steps", "epochs", "batch_size", "accumulate", "devices", "checkpoint_every", "keep"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("warmup", "watch_every"):
-            _at_least(name, getattr(self, name), 0)
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise Problem(f"{name}: expected a whole number of at least {least}, got {value}")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise Problem(f"lr: expected a finite number above 0, got {self.lr}. 0.003 is the default")
         for name, choices in CHOICES.items():
@@ -107,13 +106,15 @@ class TrainConfig:
             raise Problem("steps and epochs: expected one of them, got both. Leave one out")
 
 
+LEAST = {"seed": 0, "steps": 1, "epochs": 1, "batch_size": 1, "accumulate": 1, "devices": 1,
+         "checkpoint_every": 1, "keep": 1, "warmup": 0, "watch_every": 0}
 CHOICES = {name: get_args(hint) for name, hint in get_type_hints(TrainConfig).items() if get_origin(hint) is Literal}
 DECAYING = ("adamw", "lion")
 CLIPPED = ("value", "norm", "layer", "adaptive")
 
 
 def memory_bytes(text: str) -> float:
-    """300MB -> 3e8; B, kB, MB and GB are powers of 1000. Raises Problem."""
+    """Returns 3e8 for "300MB"; B, kB, MB and GB are powers of 1000. Raises Problem."""
     found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(B|kB|MB|GB)", text)
     if not found or not float(found[1]) > 0:
         raise Problem(f"memory: expected a number above 0 and B, kB, MB or GB, for example 300MB, got {text!r}")
@@ -130,8 +131,3 @@ def _check_clip(clip: str | None) -> None:
         ok = False
     if not ok:
         raise Problem(f"clip: expected KIND:X with KIND {', '.join(CLIPPED)} and X above 0, for example norm:1.0, got {clip!r}")
-
-
-def _at_least(name: str, value: int | None, least: int) -> None:
-    if value is not None and value < least:
-        raise Problem(f"{name}: expected a whole number of at least {least}, got {value}")

@@ -12,7 +12,7 @@ import jax
 
 from ...compose import objective
 from ...distributed.mesh import data_parallel, devices, replicate, shard
-from ...errors import Problem
+from ...errors import as_problem
 from ...gradients import ValueAndGrad, auto_value_and_grad, value_and_grad
 from ...layer import Layer
 from ...memory.planner import plan, temp_bytes_on, with_plan
@@ -23,12 +23,12 @@ from .config import TrainConfig, memory_bytes
 from .task import Task, users_code
 
 
-def computed(task: Task, config: TrainConfig) -> Layer:
-    """The task's network in the precision it is trained in; params and paths are those of the task's own."""
+def net_in_precision(task: Task, config: TrainConfig) -> Layer:
+    """Returns the task's network in the precision of the run, on the same params and paths."""
     return task.net if config.precision == "float32" else with_precision(task.net, PRECISIONS[config.precision])
 
 
-def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
+def fit_to_memory(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
     """Returns the task with checkpoints placed so that a step's loss and gradients fit in config.memory, and their bytes.
 
     Both are of each device. Raises Problem with the least possible where config.memory is below it.
@@ -38,10 +38,9 @@ def fitted(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, int]:
     if config.devices > 1:
         share = _largest_part(part, config.devices)
         needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
-    try:
-        found = plan(computed(task, config), task.loss, share, memory_bytes(config.memory or ""), needs)
-    except ValueError as error:
-        raise Problem(f"memory: {error}") from error
+    net, budget = net_in_precision(task, config), memory_bytes(config.memory or "")
+    with as_problem("memory: "):
+        found = plan(net, task.loss, share, budget, needs)
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes
 
 
@@ -53,9 +52,9 @@ def _largest_part(batch: Any, parts: int) -> Any:
 
 
 def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
-    """`(params, batch, seed)`: by the hand-written chain or by jax, in one piece or in parts, in the precision asked for."""
+    """Returns `(params, batch, seed) -> (value, grads)` by the chain or jax, whole or in parts."""
     how = value_and_grad if config.backward == "manual" else auto_value_and_grad
-    whole = how(computed(task, config), task.loss)
+    whole = how(net_in_precision(task, config), task.loss)
     if config.devices > 1:
         whole = data_parallel(whole, devices(config.devices))
     if config.accumulate == 1:
@@ -64,8 +63,8 @@ def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
     return lambda params, batch, seed=1.0: of_parts(params, microbatches(batch, config.accumulate), seed)
 
 
-def placed(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any], Any]]:
-    """(where a Training is put, where a batch is put): whole on every device, and split over them."""
+def placement(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any], Any]]:
+    """Returns functions that put a Training on every device, and split a batch over the devices."""
     if config.devices == 1:
         return (lambda tree: tree), (lambda batch: batch)
     mesh = devices(config.devices)
@@ -73,15 +72,13 @@ def placed(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[Any],
 
 
 def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
-    """(params, first batch), with everything traced once, so that a wrong shape or dtype is known before a file is made.
+    """Returns (params, first batch). All is traced, so a wrong shape raises before a file is made.
 
     Raises Problem with the layer path, or the line of the user's own file that raised.
     """
     batch = task.batches(config.seed, 0)
-    with users_code(task.name, "the network") if ":" in task.name else nullcontext():
-        try:
-            params = jax.jit(objective(task.net, task.loss).init)(jax.random.key(config.seed), batch)
-            jax.eval_shape(gradients(task, config), params, batch)
-        except (TypeError, ValueError) as error:
-            raise Problem(f"{task.name}: {error}") from error
+    of_user = users_code(task.name, "the network") if ":" in task.name else nullcontext()
+    with of_user, as_problem(f"{task.name}: "):
+        params = jax.jit(objective(task.net, task.loss).init)(jax.random.key(config.seed), batch)
+        jax.eval_shape(gradients(task, config), params, batch)
     return params, batch

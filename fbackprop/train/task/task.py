@@ -8,13 +8,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from ...checks import show
 from ...compose import objective
-from ...errors import FileProblem, Problem
+from ...errors import FileProblem, Problem, did_you_mean, unknown
 from ...layer import Layer
 from ...losses.weight import Weight, batch_size
 from .config import PRESETS, TrainConfig
@@ -44,8 +43,8 @@ class Task:
     weight: Weight = batch_size
 
 
-def own_task(config: TrainConfig, made: Any = None) -> Task:
-    """The Task that `made`, what the function of the user's file returned, stands for.
+def task_from_file(config: TrainConfig, made: Any = None) -> Task:
+    """Returns the Task of a `file.py:function`. made: what the function returned before.
 
     Raises Problem for a name, a file or a function that is not what it should be.
     """
@@ -70,12 +69,11 @@ def own_task(config: TrainConfig, made: Any = None) -> Task:
 
 
 def call(model: str) -> Any:
-    """What the function of a `file.py:function` returns. Raises Problem: no such model, file or function, or it raised."""
+    """Calls a `file.py:function`. Raises Problem where there is none, or it raised."""
     path, colon, name = model.rpartition(":")
     if not colon or not path.endswith(".py"):
-        close = get_close_matches(model, PRESETS, 1)
-        hint = f"Did you mean {close[0]}?" if close else "Your own is named file.py:function"
-        raise Problem(f"model {model!r}: expected one of {', '.join(PRESETS)} or file.py:function. {hint}")
+        hint = "Your own is named file.py:function"
+        raise unknown("model", model, PRESETS, also=" or file.py:function", hint=hint)
     file = Path(path)
     if not file.is_file():
         raise FileProblem(f"{file}: expected a Python file, found none. The working directory is {Path.cwd()}")
@@ -83,8 +81,8 @@ def call(model: str) -> Any:
         module = _import(file)
     function = getattr(module, name, None)
     if not callable(function):
-        close = get_close_matches(name, [key for key, value in vars(module).items() if callable(value)], 1)
-        raise Problem(f"{file}: expected a function {name!r}, found none." + (f" Did you mean {close[0]}?" if close else ""))
+        near = did_you_mean(name, [key for key, value in vars(module).items() if callable(value)])
+        raise Problem(f"{file}: expected a function {name!r}, found none. {near}".rstrip())
     with users_code(model, f"{name}()"):
         return function()
 
@@ -102,7 +100,7 @@ def _import(file: Path) -> Any:
 
 @contextmanager
 def users_code(model: str, what: str) -> Iterator[None]:
-    """Whatever the user's code raises becomes a Problem that says what was raised and in which line of their file."""
+    """Makes a Problem of what the user's code raises; it names the line of their file."""
     try:
         yield
     except Problem:
@@ -116,7 +114,7 @@ def users_code(model: str, what: str) -> Iterator[None]:
 
 
 def describe(value: Any) -> str:
-    """What the user's function returned, in a few words."""
+    """Returns what the user's function returned, in a few words."""
     if isinstance(value, tuple):
         return f"({', '.join(describe(v) for v in value)})"
     return f"Layer {value.name}" if isinstance(value, Layer) else show(value)
