@@ -15,6 +15,8 @@ from fbackprop.cli import main
 from fbackprop.train.run import log
 from fbackprop.train.task.config import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 GOOD = """
 import numpy as np
 from fbackprop import *
