@@ -15,8 +15,6 @@ from fbackprop.cli import main
 from fbackprop.train.run import log
 from fbackprop.train.task.config import TrainConfig
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 GOOD = """
 import numpy as np
 from fbackprop import *
@@ -43,6 +41,13 @@ def layer():
 @pytest.fixture(autouse=True)
 def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_the_quick_way(request):
+    """Most of a short run is compiling; the slow ones are what people wait for."""
+    if request.node.get_closest_marker("slow") is None:
+        request.getfixturevalue("quick_compile")
 
 
 def write(text, name="mine.py"):
