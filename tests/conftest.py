@@ -11,7 +11,8 @@ import pytest
 OLD_XLA = tuple(map(int, version("jax").split(".")[:2])) < (0, 11)  # later ones have no other emitters
 FLAGS = ["--xla_cpu_parallel_codegen_split_count=1", *["--xla_cpu_use_fusion_emitters=false"] * OLD_XLA]
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
-gc.set_threshold(100_000, 50, 50)  # tracing makes many objects and few circles: else a tenth of the time is looking for them
+# Tracing makes many objects and few circles: else a tenth of the time is looking for them.
+gc.set_threshold(100_000, 50, 50)
 
 
 @pytest.fixture

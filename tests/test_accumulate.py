@@ -136,7 +136,8 @@ def test_class_weights_and_row_weights_weigh():
     params = net.init(jax.random.key(0), x)
     parts = [(x[:2], target[:2]), (x[2:9], target[2:9]), (x[9:], target[9:])]
     run = accumulate(value_and_grad(net, loss), token_weight(class_weights=c))
-    assert_same(jax.jit(run)(params, parts), jax.jit(value_and_grad(net, loss))(params, (x, target)))
+    wanted = jax.jit(value_and_grad(net, loss))(params, (x, target))
+    assert_same(jax.jit(run)(params, parts), wanted)
     assert token_weight()((x, target, np.full(12, 0.5, np.float32))) == 6.0
     assert token_weight()((x, np.full((12, 3), 1 / 3, np.float32))) == 12.0
 
@@ -146,7 +147,8 @@ def test_nothing_to_learn_from_is_zero():
     net, loss = chain(embedding(V, 5), dense(V)), softmax_cross_entropy(ignore_index=IGNORED)
     params = net.init(jax.random.key(0), x)
     masked = x, np.full_like(target, IGNORED)
-    value, grads = jax.jit(accumulate(value_and_grad(net, loss), token_weight(IGNORED)))(params, [masked, masked])
+    run = jax.jit(accumulate(value_and_grad(net, loss), token_weight(IGNORED)))
+    value, grads = run(params, [masked, masked])
     assert value == 0
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
     with pytest.raises(ValueError, match="an empty list"):

@@ -59,7 +59,8 @@ def output(net, x):
 def assert_same_gradients(net, x, target, params=None):
     params = net.init(jax.random.key(0), x) if params is None else params
     value, grads = jax.jit(value_and_grad(net, mse()))(params, (x, target))
-    auto_value = jax.jit(lambda *args: auto_value_and_grad(net, mse())(*args)[0])(params, (x, target))
+    by_jax = jax.jit(lambda *given: auto_value_and_grad(net, mse())(*given)[0])
+    auto_value = by_jax(params, (x, target))
     np.testing.assert_allclose(value, auto_value, rtol=1e-6)
     errors, _ = gradient_error(net, mse())(params, (x, target), 0)
     assert set(errors) == set(paths(split(grads)[0]))
@@ -115,7 +116,8 @@ def test_an_initial_carry_gets_its_cotangent():
     run = jax.jit(predict(net))
     carry, first = run(params, ((zero, zero), x[:, :3]))
     _, second = run(params, (carry, x[:, 3:]))
-    np.testing.assert_allclose(np.concatenate([first, second], 1), jax.jit(predict(half))(params, x), atol=1e-6)
+    whole = jax.jit(predict(half))(params, x)
+    np.testing.assert_allclose(np.concatenate([first, second], 1), whole, atol=1e-6)
 
 
 def test_one_compile_whatever_the_depth():
@@ -139,7 +141,8 @@ def test_checkpoint_keeps_only_its_input_and_no_more_than_jax_does():
     block = skip(chain(dense(512), gelu(), dense(64)))
     plain, lean = chain(*[block] * 6), chain(*[checkpoint(block)] * 6)
     params = jax.jit(plain.init)(jax.random.key(0), x)
-    assert all(kept is not None and kept.shape == x.shape for kept in jax.eval_shape(lean.forward, params, x)[1])
+    _, residuals = jax.eval_shape(lean.forward, params, x)
+    assert all(kept is not None and kept.shape == x.shape for kept in residuals)
 
     def by_jax(params, batch):
         y = batch[0]
@@ -259,7 +262,8 @@ def test_as_custom_vjp_takes_combinators():
     @jax.jit
     def both(params):
         y, pullback = vjp(net, params, X)
-        return jax.grad(lambda p: jnp.sum(as_custom_vjp(net)(p, X) ** 2))(params), pullback(2 * y)[0]
+        squares = lambda params: jnp.sum(as_custom_vjp(net)(params, X) ** 2)
+        return jax.grad(squares)(params), pullback(2 * y)[0]
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *both(params))
 

@@ -146,9 +146,10 @@ for line in sys.stdin:
 
 @pytest.fixture(scope="module")
 def fresh():
-    """Returns the exit status of PROGRAM's check in a process that has imported others' packages alone."""
+    """Returns the status of a check of PROGRAM, in a process with others' packages alone."""
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
 
         def ask(*question):
             print(json.dumps(question), file=process.stdin, flush=True)

@@ -266,7 +266,8 @@ def test_frozen_weights_are_not_rounded_and_integers_go_by():
     net = chain(frozen(dense(4)), dense(2))
     x = jnp.ones((3, 5))
     params = net.init(KEY, x)
-    _, grads = jax.jit(value_and_grad(with_precision(net, BF16), mse()))(params, (x, jnp.ones((3, 2))))
+    run = jax.jit(value_and_grad(with_precision(net, BF16), mse()))
+    _, grads = run(params, (x, jnp.ones((3, 2))))
     carried = jax.tree.leaves(split(grads)[1])
     for got, wanted in zip(carried, jax.tree.leaves(params[0]), strict=True):
         assert np.array_equal(got, wanted)

@@ -146,7 +146,8 @@ def gradients(net):
     """
     SEEN.clear()
     params = graft(PARAMS, jax.eval_shape(net.init, jax.random.key(1), BATCH))
-    params = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a, params)
+    made = lambda a: np.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a
+    params = jax.tree.map(made, params)
     lowered = jax.jit(value_and_grad(net)).lower(params, BATCH)
     program = lowered.as_text(), lowered.in_tree, lowered.out_tree
     if program not in COMPILED:
