@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/fbackprop train mnist
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not peers"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not peers"
 
 docs: $(VENV)/installed
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html

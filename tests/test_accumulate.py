@@ -88,8 +88,8 @@ def test_ragged_parts_as_they_are():
     x, target = ragged()
     net, loss = gpt(V, 9, features=8, heads=2, blocks=1), None
     target = np.where(target == IGNORED, 0, target)
-    params = net.init(jax.random.key(1), (x, target))
-    wanted = value_and_grad(net, loss)(params, (x, target))
+    params = jax.jit(net.init)(jax.random.key(1), (x, target))
+    wanted = jax.jit(value_and_grad(net, loss))(params, (x, target))
     parts = [(x[:5], target[:5]), (x[5:6], target[5:6]), (x[6:], target[6:])]
     assert_same(jax.jit(accumulate(value_and_grad(net)))(params, parts), wanted)
 
@@ -102,7 +102,7 @@ def test_equal_parts_are_one_scan():
     run = accumulate(value_and_grad(net, loss))
     stacked = microbatches(batch, 4)
     assert stacked[0].shape == (4, 3, 3)
-    assert_same(jax.jit(run)(params, stacked), value_and_grad(net, loss)(params, batch))
+    assert_same(jax.jit(run)(params, stacked), jax.jit(value_and_grad(net, loss))(params, batch))
     jaxpr = str(jax.make_jaxpr(run)(params, stacked))
     assert jaxpr.count("scan[") == 1
 
@@ -121,9 +121,9 @@ def test_the_mean_of_the_means_is_another_number():
     x, target = ragged()
     net, loss = chain(embedding(V, 5), dense(V)), softmax_cross_entropy(ignore_index=IGNORED)
     params = net.init(jax.random.key(0), x)
-    wanted = value_and_grad(net, loss)(params, (x, target))
+    wanted = jax.jit(value_and_grad(net, loss))(params, (x, target))
     parts = [(x[:1], target[:1]), (x[1:2], target[1:2]), (x[2:], target[2:])]
-    _, naive = accumulate(value_and_grad(net, loss), lambda batch: 1.0)(params, parts)
+    _, naive = jax.jit(accumulate(value_and_grad(net, loss), lambda batch: 1.0))(params, parts)
     right, wrong = paths(wanted[1])["1/b"], paths(naive)["1/b"]
     assert np.max(np.abs(wrong - right)) > 0.2 * np.max(np.abs(right))
 
@@ -136,7 +136,8 @@ def test_class_weights_and_row_weights_weigh():
     params = net.init(jax.random.key(0), x)
     parts = [(x[:2], target[:2]), (x[2:9], target[2:9]), (x[9:], target[9:])]
     run = accumulate(value_and_grad(net, loss), token_weight(class_weights=c))
-    assert_same(run(params, parts), value_and_grad(net, loss)(params, (x, target)))
+    wanted = jax.jit(value_and_grad(net, loss))(params, (x, target))
+    assert_same(jax.jit(run)(params, parts), wanted)
     assert token_weight()((x, target, np.full(12, 0.5, np.float32))) == 6.0
     assert token_weight()((x, np.full((12, 3), 1 / 3, np.float32))) == 12.0
 
@@ -146,7 +147,8 @@ def test_nothing_to_learn_from_is_zero():
     net, loss = chain(embedding(V, 5), dense(V)), softmax_cross_entropy(ignore_index=IGNORED)
     params = net.init(jax.random.key(0), x)
     masked = x, np.full_like(target, IGNORED)
-    value, grads = accumulate(value_and_grad(net, loss), token_weight(IGNORED))(params, [masked, masked])
+    run = jax.jit(accumulate(value_and_grad(net, loss), token_weight(IGNORED)))
+    value, grads = run(params, [masked, masked])
     assert value == 0
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))
     with pytest.raises(ValueError, match="an empty list"):
@@ -159,11 +161,12 @@ def test_state_goes_from_part_to_part():
     net, loss = chain(dropout(0.5), dense(2)), mse()
     params = net.init(jax.random.key(0), x)
     batch = x, x[:, :2]
+    by_hand = jax.jit(value_and_grad(net, loss))
     seen = params
     for part in zip(*microbatches(batch, 3)):
-        _, grads = value_and_grad(net, loss)(seen, part)
+        _, grads = by_hand(seen, part)
         seen = merge(split(params)[0], split(grads)[1])
-    _, grads = accumulate(value_and_grad(net, loss))(params, microbatches(batch, 3))
+    _, grads = jax.jit(accumulate(by_hand))(params, microbatches(batch, 3))
     last = jax.random.key_data(grads[0]["key"].value)
     np.testing.assert_array_equal(last, jax.random.key_data(seen[0]["key"].value))
 
@@ -173,8 +176,9 @@ def test_the_seed_goes_through_and_half_precision_sums_in_float32():
     net, loss = dense(2), mse()
     params = net.init(jax.random.key(0), x)
     batch = x, x[:, :2]
-    value, grads = accumulate(value_and_grad(net, loss))(params, microbatches(batch, 12), 4.0)
-    right, wanted = value_and_grad(net, loss)(params, batch, 4.0)
+    by_hand = jax.jit(value_and_grad(net, loss))
+    value, grads = jax.jit(accumulate(by_hand))(params, microbatches(batch, 12), 4.0)
+    right, wanted = by_hand(params, batch, 4.0)
     assert value.dtype == jnp.float32
     assert abs(value - right) <= 1e-3 * right
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted)):
@@ -188,4 +192,4 @@ def test_microbatches_of_a_jitted_step_are_cut_inside():
     params = net.init(jax.random.key(0), x)
     batch = x, x[:, :2]
     run = jax.jit(lambda params, batch: accumulate(value_and_grad(net, loss))(params, microbatches(batch, 5)))
-    assert_same(run(params, batch), value_and_grad(net, loss)(params, batch))
+    assert_same(run(params, batch), jax.jit(value_and_grad(net, loss))(params, batch))

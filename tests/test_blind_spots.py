@@ -9,6 +9,7 @@ import pytest
 
 from fbackprop import Layer, Next, State, check_layer, dense, relu, tanh
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 X = np.random.default_rng(0).standard_normal((3, 5))
 
 

@@ -43,6 +43,13 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _compiled_the_quick_way(request):
+    """Most of a short run is compiling; the slow ones are what people wait for."""
+    if request.node.get_closest_marker("slow") is None:
+        request.getfixturevalue("quick_compile")
+
+
 def write(text, name="mine.py"):
     Path(name).write_text(text)
     return name

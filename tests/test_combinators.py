@@ -46,14 +46,21 @@ from fbackprop import (
 )
 from fbackprop.verify.gradient_error import gradient_error
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 X = jax.random.normal(jax.random.key(1), (4, 5))
 BLOCK = chain(dense(5), tanh())
+
+
+def output(net, x):
+    """The shape and dtype of y."""
+    return jax.eval_shape(lambda x: net.forward(net.init(jax.random.key(0), x), x)[0], x)
 
 
 def assert_same_gradients(net, x, target, params=None):
     params = net.init(jax.random.key(0), x) if params is None else params
     value, grads = jax.jit(value_and_grad(net, mse()))(params, (x, target))
-    auto_value, _ = jax.jit(auto_value_and_grad(net, mse()))(params, (x, target))
+    by_jax = jax.jit(lambda *given: auto_value_and_grad(net, mse())(*given)[0])
+    auto_value = by_jax(params, (x, target))
     np.testing.assert_allclose(value, auto_value, rtol=1e-6)
     errors, _ = gradient_error(net, mse())(params, (x, target), 0)
     assert set(errors) == set(paths(split(grads)[0]))
@@ -66,7 +73,6 @@ def temp_bytes(net, params, x):
     return step.lower(params, x).compile().memory_analysis().temp_size_in_bytes
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("net", [
     chain(fan_out(dense(3), chain(dense(4), relu())), concat()),
     chain(fan_out(identity(), dense(5)), add(), dense(2)),
@@ -78,29 +84,27 @@ def temp_bytes(net, params, x):
     checkpoint(repeat(checkpoint(skip(BLOCK)), 3)),
 ], ids=repr)
 def test_compositions_equal_autodiff(net):
-    y, _ = net.forward(net.init(jax.random.key(0), X), X)
-    assert_same_gradients(net, X, jnp.ones_like(y))
+    y = output(net, X)
+    assert_same_gradients(net, X, jnp.ones(y.shape, y.dtype))
 
 
-@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("maker", [rnn, lstm, gru])
 @pytest.mark.parametrize("options", [{}, {"last": True}, {"reverse": True}, {"last": True, "reverse": True}], ids=str)
 def test_recurrent_nets_equal_autodiff(maker, options):
     x = jax.random.normal(jax.random.key(2), (3, 7, 4))
     net = maker(5, **options)
-    y, _ = net.forward(net.init(jax.random.key(0), x), x)
+    y = output(net, x)
     assert y.shape == ((3, 5) if options.get("last") else (3, 7, 5))
-    assert_same_gradients(net, x, jnp.ones_like(y))
+    assert_same_gradients(net, x, jnp.ones(y.shape, y.dtype))
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_truncation_equals_autodiff_of_the_cut_forward():
     x = jax.random.normal(jax.random.key(2), (2, 7, 4))
     for reverse in (False, True):
         net = recurrent(rnn_cell(4), truncate=3, reverse=reverse)
         params, grads = assert_same_gradients(net, x, jnp.ones((2, 7, 4)))
         whole = recurrent(rnn_cell(4), reverse=reverse)
-        _, other = value_and_grad(whole, mse())(params, (x, jnp.ones((2, 7, 4))))
+        _, other = jax.jit(value_and_grad(whole, mse()))(params, (x, jnp.ones((2, 7, 4))))
         assert not np.allclose(grads[0]["w"], other[0]["w"], atol=1e-4)
 
 
@@ -109,9 +113,11 @@ def test_an_initial_carry_gets_its_cotangent():
     net, half = recurrent(lstm_cell(5), initial=True), recurrent(lstm_cell(5))
     params = half.init(jax.random.key(0), x)
     zero = jnp.zeros((2, 5))
-    (carry, first), _ = net.forward(params, ((zero, zero), x[:, :3]))
-    (_, second), _ = net.forward(params, (carry, x[:, 3:]))
-    np.testing.assert_allclose(jnp.concatenate([first, second], 1), half.forward(params, x)[0], atol=1e-6)
+    run = jax.jit(predict(net))
+    carry, first = run(params, ((zero, zero), x[:, :3]))
+    _, second = run(params, (carry, x[:, 3:]))
+    whole = jax.jit(predict(half))(params, x)
+    np.testing.assert_allclose(np.concatenate([first, second], 1), whole, atol=1e-6)
 
 
 def test_one_compile_whatever_the_depth():
@@ -126,7 +132,7 @@ def test_one_compile_whatever_the_depth():
 def test_a_value_kept_twice_is_stored_once():
     net = repeat(chain(dense(5), relu(), dense(5), tanh()), 3)  # relu's y is the next dense's x, tanh's y the next x
     params = net.init(jax.random.key(0), X)
-    _, (kept, _) = net.forward(params, X)
+    _, (kept, _) = jax.eval_shape(net.forward, params, X)
     assert len(jax.tree.leaves(kept)) == 3  # x, relu's y, tanh's y
 
 
@@ -134,8 +140,9 @@ def test_checkpoint_keeps_only_its_input_and_no_more_than_jax_does():
     x = jnp.ones((256, 64))
     block = skip(chain(dense(512), gelu(), dense(64)))
     plain, lean = chain(*[block] * 6), chain(*[checkpoint(block)] * 6)
-    params = plain.init(jax.random.key(0), x)
-    assert all(kept is not None and kept.shape == x.shape for kept in lean.forward(params, x)[1])
+    params = jax.jit(plain.init)(jax.random.key(0), x)
+    _, residuals = jax.eval_shape(lean.forward, params, x)
+    assert all(kept is not None and kept.shape == x.shape for kept in residuals)
 
     def by_jax(params, batch):
         y = batch[0]
@@ -171,7 +178,7 @@ def test_frozen_trains_nothing_and_costs_nothing():
     x = jnp.ones((64, 512))
     net, free = chain(big, frozen(big), head), chain(big, big, head)
     params = net.init(jax.random.key(0), x)
-    _, grads = value_and_grad(net, mse())(params, (x, jnp.ones((64, 3))))
+    _, grads = jax.jit(value_and_grad(net, mse()))(params, (x, jnp.ones((64, 3))))
     gradients, successors = split(grads)
     assert list(paths(gradients)) == ["0/w", "2/b", "2/w"]
     assert isinstance(successors[1].inner, Next)
@@ -251,9 +258,14 @@ def test_inference_reaches_inside_every_combinator():
 def test_as_custom_vjp_takes_combinators():
     net = repeat(checkpoint(skip(BLOCK)), 3)
     params = net.init(jax.random.key(0), X)
-    by_hand = jax.grad(lambda p: jnp.sum(as_custom_vjp(net)(p, X) ** 2))(params)
-    y, pullback = vjp(net, params, X)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), by_hand, pullback(2 * y)[0])
+
+    @jax.jit
+    def both(params):
+        y, pullback = vjp(net, params, X)
+        squares = lambda params: jnp.sum(as_custom_vjp(net)(params, X) ** 2)
+        return jax.grad(squares)(params), pullback(2 * y)[0]
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *both(params))
 
 
 @pytest.mark.peers

@@ -124,22 +124,46 @@ def test_a_module_that_moved_is_named_by_its_new_place():
 
 PACKAGES = sorted({module.split(".")[0] for module in fbackprop._MODULE_OF.values() if "." in module} | {"losses"})
 PROGRAM = """
-import importlib, json, sys
-import fbackprop
-package, modules, names = json.loads(sys.argv[1])
-for module in modules:
-    importlib.import_module(f"fbackprop.{module}" if module else "fbackprop")
-home = importlib.import_module(f"fbackprop.{package}")
-for name in names:
-    top, inner = getattr(fbackprop, name), getattr(home, name)
-    assert top is inner and type(top) is not type(sys), (name, top, inner)
+import importlib, json, os, sys
+import chex, jax, matplotlib.pyplot, numpy, optax, rich, tyro
+assert "fbackprop" not in sys.modules
+
+def check(package, modules, names):
+    import fbackprop
+    for module in modules:
+        importlib.import_module(f"fbackprop.{module}" if module else "fbackprop")
+    home = importlib.import_module(f"fbackprop.{package}")
+    for name in names:
+        top, inner = getattr(fbackprop, name), getattr(home, name)
+        assert top is inner and type(top) is not type(sys), (name, top, inner)
+
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        check(*json.loads(line))
+        os._exit(0)
+    print(os.waitpid(child, 0)[1], flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """Returns the status of a check of PROGRAM, in a process with others' packages alone."""
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+
+        def ask(*question):
+            print(json.dumps(question), file=process.stdin, flush=True)
+            return int(process.stdout.readline())
+
+        yield ask
 
 
 @pytest.mark.parametrize("order", ["modules first", "modules backwards", "names first"])
 @pytest.mark.parametrize("package", PACKAGES)
-def test_a_name_is_the_public_function_after_any_import_order(package, order):
+def test_a_name_is_the_public_function_after_any_import_order(package, order, fresh):
     modules = [module for module in FILES if module.split(".")[0] == package and "peer" not in module]
     names = [name for name, module in fbackprop._MODULE_OF.items() if module.split(".")[0] == package]
     modules = {"modules first": modules, "modules backwards": modules[::-1], "names first": []}[order]
-    subprocess.run([sys.executable, "-c", PROGRAM, json.dumps([package, modules, names])], check=True)
+    assert fresh(package, modules, names) == 0

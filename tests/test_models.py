@@ -63,11 +63,15 @@ def test_gradients_equal_those_of_jax(name):
 def test_predictions_and_the_loss_out_of_training(name):
     net, loss, batch, shape = MODELS[name]
     params = net.init(KEY, batch if loss is None else batch[0])
-    given = (batch[0], None) if loss is None else batch[0]
-    y = predict(inference(net))(params, given)
+
+    @jax.jit
+    def run(params, batch):
+        y = predict(inference(net))(params, (batch[0], None) if loss is None else batch[0])
+        wanted, _ = (loss or softmax_cross_entropy()).forward((), (y, batch[1]))
+        return y, evaluation(net, loss).forward(params, batch)[0], wanted
+
+    y, value, wanted = run(params, batch)
     assert y.shape == shape
-    value, _ = evaluation(net, loss).forward(params, batch)
-    wanted, _ = (loss or softmax_cross_entropy()).forward((), (y, batch[1]))
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
@@ -104,8 +108,8 @@ def test_the_block_fused_by_hand_is_the_block_of_parts():
     params = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(KEY, a.shape), params)
     leaves, treedef = jax.tree.flatten(params)
     flat = dict(zip(FUSED, leaves))
-    value, grads = value_and_grad(composed, mse())(params, (x, 0 * x))
-    fused_value, fused_grads = value_and_grad(fused, mse())(flat, (x, 0 * x))
+    value, grads = jax.jit(value_and_grad(composed, mse()))(params, (x, 0 * x))
+    fused_value, fused_grads = jax.jit(value_and_grad(fused, mse()))(flat, (x, 0 * x))
     np.testing.assert_allclose(value, fused_value, rtol=1e-6)
     for got, wanted in zip(jax.tree.leaves(grads), [fused_grads[name] for name in FUSED]):
         np.testing.assert_allclose(got, wanted, rtol=2e-4, atol=1e-6)

@@ -12,6 +12,7 @@ from fbackprop.errors import Problem
 from fbackprop.train.step.optimizer import CLIPS, OPTIMIZERS, SCHEDULES, clipping, optimizer, schedule
 from fbackprop.train.task.config import CHOICES, TrainConfig
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 PARAMS = ({"w": jnp.full((2, 3), 2.0), "b": jnp.zeros(3)}, (), {"w": jnp.full((3, 1), 0.5)})
 GRADS = ({"w": jnp.full((2, 3), 30.0), "b": jnp.array([0.2, -50.0, 3.0])}, (), {"w": jnp.array([[0.1], [0.2], [-0.2]])})
 

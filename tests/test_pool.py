@@ -12,6 +12,7 @@ from jax import lax
 
 from fbackprop import Layer, avg_pool, chain, conv2d, global_avg_pool, global_max_pool, max_pool, predict, relu, vjp
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 X = np.random.default_rng(0).standard_normal((2, 5, 7, 3))
 
 

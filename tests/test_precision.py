@@ -66,6 +66,7 @@ MODELS = {
 }
 
 
+@cache
 def start(name):
     """`(net, loss, batch, x, params)`, the params those of float32."""
     net, loss, batch = MODELS[name]
@@ -265,7 +266,8 @@ def test_frozen_weights_are_not_rounded_and_integers_go_by():
     net = chain(frozen(dense(4)), dense(2))
     x = jnp.ones((3, 5))
     params = net.init(KEY, x)
-    _, grads = value_and_grad(with_precision(net, BF16), mse())(params, (x, jnp.ones((3, 2))))
+    run = jax.jit(value_and_grad(with_precision(net, BF16), mse()))
+    _, grads = run(params, (x, jnp.ones((3, 2))))
     carried = jax.tree.leaves(split(grads)[1])
     for got, wanted in zip(carried, jax.tree.leaves(params[0]), strict=True):
         assert np.array_equal(got, wanted)
@@ -278,8 +280,8 @@ def test_a_skip_may_come_first_and_a_rule_put_in_later_meets_the_layer_itself():
     params = net.init(KEY, x)
     doubled = lambda layer: replace(layer, backward=lambda params, x, dy: layer.backward(params, x, 2 * dy))
     assert seen(net, params, x) == {"0": {"bfloat16"}}
-    _, plain = value_and_grad(net, mse())(params, (x, x))
-    _, twice = value_and_grad(net, mse(), rules={"0": doubled})(params, (x, x))
+    _, plain = jax.jit(value_and_grad(net, mse()))(params, (x, x))
+    _, twice = jax.jit(value_and_grad(net, mse(), rules={"0": doubled}))(params, (x, x))
     np.testing.assert_array_equal(2 * plain[0]["w"], twice[0]["w"])
 
 
