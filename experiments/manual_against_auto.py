@@ -23,7 +23,16 @@ import numpy as np
 import optax
 from lab import Lab, main
 
-from fbackprop import auto_value_and_grad, data, make_step, mlp, objective, softmax_cross_entropy, split, value_and_grad
+from fbackprop import (
+    auto_value_and_grad,
+    data,
+    init_opt_state,
+    make_step,
+    mlp,
+    objective,
+    softmax_cross_entropy,
+    value_and_grad,
+)
 from fbackprop.comparison.costs import Comparison, compare
 from fbackprop.train.task.builtin import load_task
 from fbackprop.train.task.config import TrainConfig
@@ -55,7 +64,7 @@ def curves_apart(seed: int, steps: int) -> float:
 
     def curve(how: Any) -> np.ndarray:
         params, step, losses = jax.tree.map(jnp.copy, start), make_step(how(net, loss), tx), []
-        opt_state = tx.init(split(params)[0])
+        opt_state = init_opt_state(tx, params)
         for number in range(steps):
             params, opt_state, metrics = step(params, opt_state, batches(seed, number))
             losses.append(float(metrics["loss"]))

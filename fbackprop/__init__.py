@@ -57,6 +57,7 @@ _HOME = {
     "models.gpt": "gpt",
     "models.recommender": "recommender",
     "train.step.step": "make_step update",
+    "train.step.transformation": "init_opt_state",
     "train.step.accumulation": "accumulate microbatches",
     "train.step.scaling": "LossScale adjust unscale all_finite",
     "train.monitor.monitor": "Monitor",

@@ -19,6 +19,7 @@ from fbackprop import (
     dense,
     group_norm,
     inference,
+    init_opt_state,
     layer_norm,
     make_step,
     merge,
@@ -204,7 +205,7 @@ def test_a_step_trains_the_weights_and_carries_the_statistics():
     net, tx = chain(dense(4, bias=False), batch_norm(), dense(1)), optax.sgd(0.1)
     x = normal(16, 3, dtype=np.float32)
     params = net.init(KEY, x)
-    step, opt_state = make_step(value_and_grad(net, mse()), tx), tx.init(split(params)[0])
+    step, opt_state = make_step(value_and_grad(net, mse()), tx), init_opt_state(tx, params)
     first = None
     for _ in range(20):
         params, opt_state, metrics = step(params, opt_state, (x, x[:, :1] * 2 + 1))
