@@ -46,14 +46,14 @@ def of_model(name: str, seed: int, pairs: int) -> Comparison:
     task = load_task(TrainConfig.of(model=name, seed=seed))
     batch = task.batches(seed, 0)
     params = objective(task.net, task.loss).init(jax.random.key(seed), batch)
-    return compare(task.net, task.loss, params, batch, pairs, layers=False)
+    return compare(task.net, task.loss, params, batch, pairs=pairs, layers=False)
 
 
 def of_mlp(seed: int, pairs: int, depth: int, width: int, batch: int) -> Comparison:
     images, labels = data.digits().train
     net, rows = mlp((width,) * depth), np.random.default_rng(seed).permutation(len(images))[:batch]
     params = net.init(jax.random.key(seed), images[:1])
-    return compare(net, softmax_cross_entropy(), params, (images[rows], labels[rows]), pairs, layers=False)
+    return compare(net, softmax_cross_entropy(), params, (images[rows], labels[rows]), pairs=pairs, layers=False)
 
 
 def curves_apart(seed: int, steps: int) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
 from typing import Any, Protocol, TypeAlias
 
@@ -10,18 +9,30 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ...gradients import ValueAndGrad
 from ...params import Tree, merge, split
 from .transformation import apply_gradients, expect_transformation
 
 Metrics: TypeAlias = dict[str, jax.Array]
-ValueFn: TypeAlias = Callable[[Tree, Any], jax.Array]  # (params, batch) -> value
+
+
+class Gradients(Protocol):
+    """A loss and its gradients, as `value_and_grad(net, loss)` is."""
+
+    def __call__(self, params: Tree, batch: Tree, /) -> tuple[jax.Array, Tree]:
+        """Returns (value, grads)."""
+
+
+class ValueFn(Protocol):
+    """A loss that jax can differentiate, as `as_custom_vjp` makes it."""
+
+    def __call__(self, params: Tree, batch: Tree, /) -> jax.Array:
+        """Returns the value."""
 
 
 class Step(Protocol):
     """One training step."""
 
-    def __call__(self, params: Tree, opt_state: Tree, batch: Any, /) -> tuple[Tree, Tree, Metrics]:
+    def __call__(self, params: Tree, opt_state: Tree, batch: Tree, /) -> tuple[Tree, Tree, Metrics]:
         """Returns (params, opt_state, metrics) after the step."""
 
 
@@ -37,7 +48,7 @@ def update(tx: optax.GradientTransformation, params: Tree, grads: Tree, opt_stat
     return params, opt_state
 
 
-def make_step(value_and_grad: ValueAndGrad, tx: optax.GradientTransformation, *,
+def make_step(value_and_grad: Gradients, tx: optax.GradientTransformation, *,
               value_fn: ValueFn | None = None) -> Step:
     """Returns `step(params, opt_state, batch) -> (params, opt_state, metrics)`, jitted.
 
@@ -58,7 +69,7 @@ def make_step(value_and_grad: ValueAndGrad, tx: optax.GradientTransformation, *,
     """
     expect_transformation("make_step tx", tx)
 
-    def step(params: Tree, opt_state: Tree, batch: Any) -> tuple[Tree, Tree, Metrics]:
+    def step(params: Tree, opt_state: Tree, batch: Tree) -> tuple[Tree, Tree, Metrics]:
         value, grads = value_and_grad(params, batch)
         gradients, state = split(grads)[0], split(params)[1]
 
@@ -77,13 +88,13 @@ def make_step(value_and_grad: ValueAndGrad, tx: optax.GradientTransformation, *,
     jitted = jax.jit(step, donate_argnums=(0, 1))
 
     @wraps(jitted)
-    def run(params: Tree, opt_state: Tree, batch: Any) -> tuple[Tree, Tree, Metrics]:
+    def run(params: Tree, opt_state: Tree, batch: Tree) -> tuple[Tree, Tree, Metrics]:
         return jitted(*without_aliases((params, opt_state)), batch)
 
     return run
 
 
-def _no_value_fn(params: Tree, batch: Any) -> jax.Array:
+def _no_value_fn(params: Tree, batch: Tree) -> jax.Array:
     raise ValueError("make_step value_fn: expected (params, batch) -> value, got None. tx asks for the loss at other params "
                      "or for second derivatives, which a gradient does not give. Write "
                      "f = as_custom_vjp(objective(net, loss)) and make_step(..., tx, value_fn=f)")
