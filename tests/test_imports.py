@@ -19,7 +19,7 @@ ROOT = Path(fbackprop.__file__).parent
 RANKS = (
     ("errors", "dtypes", "facts", "jaxprs", "moved"),
     ("checks", "data"),
-    ("params",),
+    ("params", "calls"),
     ("layer",),
     ("compose", "transform"),
     ("gradients", "precision", "tuning"),
