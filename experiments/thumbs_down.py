@@ -64,7 +64,7 @@ def scores(net: Any, params: Any, user: int) -> jax.Array:
 
 def experiment(lab: Lab) -> None:
     data = ratings()
-    net = recommender(data.users, data.items, RANK, data.mean)
+    net = recommender(data.users, data.items, rank=RANK, mean=data.mean)
     params = learned(lab, net, data)
     pairs, stars = data.test
     error = float(np.sqrt(np.mean((predict(net)(params, tuple(pairs.T)) - stars) ** 2)))

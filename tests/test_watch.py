@@ -239,7 +239,7 @@ def test_activation_gradients_are_those_of_an_added_zero(wrap):
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_activation_gradients_inside_repeat_have_an_axis_of_blocks(unroll):
-    net = chain(repeat(chain(thin(5), tanh()), 3, unroll), thin(3))
+    net = chain(repeat(chain(thin(5), tanh()), 3, unroll=unroll), thin(3))
     params = net.init(KEY, X)
 
     def value(zeros):

@@ -146,7 +146,7 @@ def work(name: str, make: Callable[..., Layer], batch: Callable[[int], Any], los
     return NamedWork(name, {FULL: make, **points}, loss, batch, narrow)
 
 
-def narrow_gpt(vocabulary: int, length: int, **options: Any) -> Layer:
+def narrow_gpt(vocabulary: int, length: int, **options: int) -> Layer:
     return with_precision(gpt(vocabulary, length, **options), PRECISIONS["bfloat16"])
 
 
@@ -165,21 +165,21 @@ WORKS = {each.name: each for each in (
          written_out={"unroll": True}, whole_attention={"block": None}),
     work("gpt50k", partial(gpt, 50257, 256, blocks=4), tokens(50257, 4, 256), None,
          written_out={"unroll": True}, chunks_of_128={"chunk": 128}, chunks_of_64={"chunk": 64}),
-    work("gpt2-124m", partial(narrow_gpt, 50257, 1024, features=768, heads=12, blocks=12), tokens(50257, 16, 1024), None,
-         narrow=True),
+    work("gpt2-124m", partial(narrow_gpt, 50257, 1024, features=768, heads=12, blocks=12),
+         tokens(50257, 16, 1024), None, narrow=True),
 )}
 
 # The same works with small sizes, to rehearse a measurement on a CPU. All baselines fit them.
 SMALL = {each.name: each for each in (
     work("mlp", partial(mlp, (32, 32)), images(8, 64), CLASSES),
     work("cnn", partial(convnet, (4, 8)), images(4, 8, 8, 1), CLASSES),
-    work("resnet", partial(resnet, (4, 8), 1), images(4, 8, 8, 3), CLASSES),
+    work("resnet", partial(resnet, (4, 8), blocks=1), images(4, 8, 8, 3), CLASSES),
     work("lstm", partial(lstm_classifier, 16, segment=8, remake="nothing"), images(4, 16, 8),
          CLASSES),
-    work("gpt", partial(gpt, 64, 32, 32, 4, 2), tokens(64, 4, 32), None),
-    work("gpt50k", partial(gpt, 512, 16, 32, 4, 1), tokens(512, 4, 16), None),
-    work("gpt2-124m", partial(narrow_gpt, 64, 32, features=48, heads=12, blocks=1), tokens(64, 4, 32), None,
-         narrow=True),
+    work("gpt", partial(gpt, 64, 32, features=32, heads=4, blocks=2), tokens(64, 4, 32), None),
+    work("gpt50k", partial(gpt, 512, 16, features=32, heads=4, blocks=1), tokens(512, 4, 16), None),
+    work("gpt2-124m", partial(narrow_gpt, 64, 32, features=48, heads=12, blocks=1),
+         tokens(64, 4, 32), None, narrow=True),
 )}
 
 
