@@ -5,15 +5,19 @@ reportMissingTypeStubs and reportUnknownMemberType are off, for optax has no typ
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
 import runpy
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from fbackprop.names import PACKAGES, names_of
 
 TYPED = Path(__file__).parent / "typed"
 ROOT = TYPED.parent.parent
@@ -61,3 +65,31 @@ def test_a_wrong_program_is_refused_when_it_runs(name):
     _, _, error, message = WRONG[name]
     with pytest.raises(error, match=message):
         runpy.run_path(str(TYPED / name))
+
+
+# ---- signatures
+
+PUBLIC = {name: module for package in ("", *PACKAGES) for name, module in names_of(package).items()}
+FUNCTIONS = {name: found for name, module in PUBLIC.items()
+             if inspect.isfunction(found := getattr(import_module(f"fbackprop.{module}"), name))}
+BY_POSITION = {  # optional arguments that programs give by position
+    "loss": ("objective", "value_and_grad", "auto_value_and_grad", "probe", "activation_gradients"),
+    "weight": ("accumulate",), "params": ("check_layer", "first_bad"), "batch": ("first_bad",), "value": ("first_bad",),
+    "n": ("devices",),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_public_function_names_its_types_and_takes_its_options_by_name(name):
+    signature = inspect.signature(FUNCTIONS[name])
+    annotations = {each.name: each.annotation for each in signature.parameters.values()}
+    annotations["return"] = signature.return_annotation
+    assert inspect.Parameter.empty not in annotations.values()
+    bare = re.compile(r"\b(Callable|list|dict|tuple|Mapping|Sequence)\b(?!\[)")
+    assert not list(filter(bare.search, annotations.values()))
+    home = FUNCTIONS[name].__module__.split(".")[1]
+    if home in ("layers", "losses", "models"):  # test_calls.py holds these
+        return
+    for each in signature.parameters.values():
+        optional = each.default is not each.empty and each.kind is each.POSITIONAL_OR_KEYWORD
+        assert not optional or name in BY_POSITION.get(each.name, ()), f"{each.name} goes by position"
