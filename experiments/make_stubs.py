@@ -1,4 +1,4 @@
-"""Writes the `.pyi` files of the packages that load their names on first use, from the table in fbackprop/names.py.
+"""Writes the `.pyi` files of the packages that load names on first use, from the table of names.
 
     python experiments/make_stubs.py
 

@@ -1,4 +1,4 @@
-"""Tells the new place of a module that moved, or of a name that left the top level, when it is imported from the old place."""
+"""Tells the new place of a module that moved, or of a name that left the top level, on import."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ MOVED |= {f"train.{name}": f"train.{package}.{name}"
 class Moved(MetaPathFinder):
     """Raises an error with the new place of a module or a name that moved. It finds no module.
 
-    `from fbackprop import NAME` asks for a module fbackprop.NAME where the package has no such attribute.
+    `from fbackprop import NAME` looks for a module fbackprop.NAME if the package has no such
+    attribute.
     """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:

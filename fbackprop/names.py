@@ -1,6 +1,7 @@
 """The one table of public names: the module that each name is written in.
 
-The `.pyi` files are generated from this table by experiments/make_stubs.py. Imports nothing of this package, and no jax.
+experiments/make_stubs.py writes the `.pyi` files from this table. Imports nothing of this package,
+and no jax.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-# Module -> its names at the top level. The package of the module has them too: fbackprop.dense and fbackprop.layers.dense.
+# Module -> its names at the top level. The package of the module has them too: fbackprop.dense is
+# fbackprop.layers.dense.
 TOP = {
     "layer": "Layer",
     "params": "State Next Static split merge paths graft",
@@ -37,7 +39,8 @@ TOP = {
     "layers.recurrent.cells": "rnn_cell lstm_cell gru_cell",
     "layers.recurrent.recurrent": "recurrent",
     "layers.recurrent.rnn": "rnn lstm gru",
-    "losses": "mse half_squared_error huber binary_cross_entropy_with_logits softmax_cross_entropy linear_cross_entropy",
+    "losses": "mse half_squared_error huber binary_cross_entropy_with_logits "
+              "softmax_cross_entropy linear_cross_entropy",
     "losses.weight": "batch_size token_weight",
     "observe.taps": "tap",
     "observe.probes": "watch probe",
@@ -58,7 +61,7 @@ TOP = {
     "comparison.costs": "compare",
     "jaxprs.flops": "count_flops",
 }
-# Package -> module -> names that only this package has.
+# Package -> module -> names that this package has beside those of TOP.
 FAMILIES = {
     "distributed": {"distributed.mesh": "ask_for devices replicate shard data_parallel"},
     "memory": {
@@ -73,7 +76,8 @@ FAMILIES = {
     },
 }
 # What `import fbackprop` makes reachable as fbackprop.NAME without an import of its own.
-PACKAGES = ("data", "distributed", "layers", "losses", "memory", "models", "observe", "precision", "train", "verify")
+PACKAGES = ("data", "distributed", "layers", "losses", "memory",
+            "models", "observe", "precision", "train", "verify")
 
 
 def _by_name(table: dict[str, str]) -> dict[str, str]:
@@ -81,14 +85,15 @@ def _by_name(table: dict[str, str]) -> dict[str, str]:
 
 
 _TOP = _by_name(TOP)
-PACKAGE_OF = {name: package for package, table in FAMILIES.items() for name in _by_name(table)}
+# Name that is not at the top level -> the package that has it.
+PACKAGE_OF = {name: package for package, table in FAMILIES.items() for name in _by_name(table)
+              if name not in _TOP}
 
 
 def names_of(package: str) -> dict[str, str]:
-    """Returns the module of each public name of a package of this library; "" stands for the top level."""
-    if not package:
-        return dict(_TOP)
-    of_top = {name: module for name, module in _TOP.items() if f"{module}.".startswith(f"{package}.")}
+    """Returns the module of each public name of a package; "" stands for the top level."""
+    inside = f"{package}." if package else ""
+    of_top = {name: module for name, module in _TOP.items() if f"{module}.".startswith(inside)}
     return of_top | _by_name(FAMILIES.get(package, {}))
 
 
@@ -96,7 +101,7 @@ Lazy = tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]
 
 
 def lazy_names(package: str) -> Lazy:
-    """Returns `__getattr__`, `__dir__` and `__all__` of a package of this library that loads a name on first use (PEP 562)."""
+    """Returns `__getattr__`, `__dir__` and `__all__` of a package that loads names on first use."""
     library, _, inside = package.partition(".")
     names = names_of(inside)
 
@@ -105,7 +110,8 @@ def lazy_names(package: str) -> Lazy:
             return getattr(import_module(f"{library}.{names[name]}"), name)
         if not inside and name in PACKAGES:
             return import_module(f"{library}.{name}")
-        place = f": it is {library}.{PACKAGE_OF[name]}.{name} now" if not inside and name in PACKAGE_OF else ""
+        moved = not inside and name in PACKAGE_OF
+        place = f": it is {library}.{PACKAGE_OF[name]}.{name} now" if moved else ""
         raise AttributeError(f"module {package!r} has no attribute {name!r}{place}")
 
     def directory() -> list[str]:
