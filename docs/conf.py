@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import fbackprop
+from fbackprop.names import PACKAGE_OF
 
 project, author, copyright = "fbackprop", "the fbackprop developers", "the fbackprop developers, Apache-2.0"
 version = release = fbackprop.__version__
@@ -41,7 +42,8 @@ def every_public_name(app: Any, env: Any) -> None:
     from sphinx.errors import ExtensionError
 
     documented = {name.removeprefix("fbackprop.") for name in env.get_domain("py").objects}
-    missing = sorted(set(fbackprop.__all__) - documented)
+    families = {f"{package}.{name}" for name, package in PACKAGE_OF.items()}
+    missing = sorted({*fbackprop.__all__, *families} - documented)
     if missing:
         raise ExtensionError(f"docs/api.md: expected an entry for every public name, none for {', '.join(missing)}")
 

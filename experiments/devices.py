@@ -23,24 +23,20 @@ import numpy as np
 from lab import Lab, main
 
 from fbackprop import (
-    ask_for,
     batch_norm,
     chain,
     data,
-    data_parallel,
     dense,
-    devices,
     flatten,
     lstm_classifier,
     mlp,
     relu,
-    replicate,
-    shard,
     softmax_cross_entropy,
     split,
     value_and_grad,
 )
 from fbackprop.comparison.costs import take_turns
+from fbackprop.distributed import ask_for, data_parallel, devices, replicate, shard
 
 COUNTS, BATCHES, SIZES = (2, 4, 8), (64, 61), (1, 4, 16, 64, 256)
 LOSS = softmax_cross_entropy()

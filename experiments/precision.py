@@ -31,7 +31,6 @@ from scanned import compiled, start, train
 from fbackprop import (
     PRECISIONS,
     Layer,
-    LossScale,
     chain,
     convnet,
     dense,
@@ -42,12 +41,12 @@ from fbackprop import (
     paths,
     sigmoid,
     softmax_cross_entropy,
-    unscale,
     value_and_grad,
     with_precision,
 )
 from fbackprop.gradients import ValueAndGrad
 from fbackprop.observe.summary import summarize
+from fbackprop.train import LossScale, unscale
 
 Gradient = dict[str, np.ndarray]
 LOSS, SCALE = softmax_cross_entropy(), LossScale()  # 2^15

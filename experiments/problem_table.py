@@ -21,8 +21,8 @@ import numpy as np
 from alert_runs import Run, records, scaled, shifted
 from lab import Lab, main
 
-from fbackprop import Alert, Monitor
 from fbackprop.report.figures import CYCLE, smooth
+from fbackprop.train import Alert, Monitor
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,9 @@ from bench.baselines import of_gpts
 from bench.works import of_loss, tokens
 from lab import Lab, main
 
-from fbackprop import Layer, gpt, linear_cross_entropy, root, value_and_grad, with_schedules
+from fbackprop import Layer, gpt, linear_cross_entropy, value_and_grad
 from fbackprop.comparison.costs import take_turns
+from fbackprop.memory import root, with_schedules
 
 HEADS, TILE, CHUNK = 4, 64, 64
 MIDDLE = {"depth": 4, "width": 64, "batch": 16, "sequence": 64, "vocabulary": 256}

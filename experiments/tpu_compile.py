@@ -32,10 +32,11 @@ from bench.works import of_loss, tokens
 from jax.experimental import topologies
 from lab import Lab, main
 
-from fbackprop import PRECISIONS, Layer, every, gpt, value_and_grad, with_precision, with_schedules
+from fbackprop import PRECISIONS, Layer, gpt, value_and_grad, with_precision
 from fbackprop.comparison.bench.program import of_chain
 from fbackprop.errors import Problem
 from fbackprop.jaxprs.flops import count_flops
+from fbackprop.memory import every, with_schedules
 
 CHIP = "v5e:2x2"  # the smallest there is; programs are for one of its devices
 OFFLINE = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4",

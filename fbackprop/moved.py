@@ -1,10 +1,12 @@
-"""Tells the new name of a module that moved, when it is imported by its old name."""
+"""Tells the new place of a module that moved, or of a name that left the top level, on import."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from types import ModuleType
+
+from .names import PACKAGE_OF
 
 MOVED = {
     "adjustable": "tuning",
@@ -65,10 +67,20 @@ MOVED |= {f"train.{name}": f"train.{package}.{name}"
 
 
 class Moved(MetaPathFinder):
-    """Raises an error with the new name of a module that moved. It finds no module."""
+    """Raises an error with the new place of a module or a name that moved. It finds no module.
+
+    `from fbackprop import NAME` looks for a module fbackprop.NAME if the package has no such
+    attribute.
+    """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        package, _, module = name.partition(".")
-        if package == __package__ and module in MOVED:
-            place = MOVED[module] if "/" in MOVED[module] else f"{package}.{MOVED[module]}"
+        package, _, inside = name.partition(".")
+        if package != __package__:
+            return
+        if inside in MOVED:
+            place = MOVED[inside] if "/" in MOVED[inside] else f"{package}.{MOVED[inside]}"
             raise ModuleNotFoundError(f"No module named {name!r}: it is in {place} now", name=name)
+        if inside in PACKAGE_OF:
+            home = f"{package}.{PACKAGE_OF[inside]}"
+            raise ImportError(f"cannot import name {inside!r} from {package!r}: it is in {home} now. "
+                              f"Write `from {home} import {inside}`", name=package)

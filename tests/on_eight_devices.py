@@ -12,22 +12,18 @@ import numpy as np
 import optax
 
 from fbackprop import (
-    ask_for,
     convnet,
-    data_parallel,
-    devices,
     gpt,
     lstm_classifier,
     make_step,
     mlp,
-    replicate,
     resnet,
-    shard,
     softmax_cross_entropy,
     split,
     update,
     value_and_grad,
 )
+from fbackprop.distributed import ask_for, data_parallel, devices, replicate, shard
 from fbackprop.errors import Problem
 
 KEY = jax.random.key

@@ -11,7 +11,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from fbackprop import ask_for, devices, gpt
+from fbackprop import gpt
+from fbackprop.distributed import ask_for, devices
 from fbackprop.memory.planner import temp_bytes_on
 from fbackprop.train.task.config import TrainConfig
 from fbackprop.train.task.recipe import fit_to_memory, gradients, net_in_precision, start

@@ -10,7 +10,6 @@ import pytest
 from fbackprop import (
     PRECISIONS,
     convnet,
-    every,
     gpt,
     lstm_classifier,
     mlp,
@@ -22,8 +21,8 @@ from fbackprop import (
     update,
     value_and_grad,
     with_precision,
-    with_schedules,
 )
+from fbackprop.memory import every, with_schedules
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,14 +11,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from make_stubs import stubs
 
 import fbackprop
+from fbackprop.names import FAMILIES, PACKAGE_OF, PACKAGES, TOP, names_of
 
 ROOT = Path(fbackprop.__file__).parent
 # Lowest first. A module imports from lower ranks, or from its own package without circles.
 RANKS = (
-    ("errors", "dtypes", "facts", "jaxprs", "moved"),
-    ("checks", "data"),
+    ("errors", "dtypes", "facts", "jaxprs", "names"),
+    ("checks", "data", "moved"),
     ("params", "calls"),
     ("layer",),
     ("compose", "transform"),
@@ -122,7 +124,48 @@ def test_a_module_that_moved_is_named_by_its_new_place():
         importlib.import_module("fbackprop.nothing")
 
 
-PACKAGES = sorted({module.split(".")[0] for module in fbackprop._MODULE_OF.values() if "." in module} | {"losses"})
+def test_a_name_that_left_the_top_level_is_named_by_its_new_place():
+    with pytest.raises(AttributeError, match=r"it is fbackprop\.memory\.scheduled now$"):
+        fbackprop.scheduled  # noqa: B018
+    with pytest.raises(ImportError, match=r"'scheduled' from .*: it is in fbackprop\.memory now"):
+        from fbackprop import scheduled  # noqa: F401
+    with pytest.raises(AttributeError, match=r"module 'fbackprop' has no attribute 'schedule'$"):
+        fbackprop.schedule  # noqa: B018
+    with pytest.raises(ImportError, match=r"cannot import name 'schedule' from 'fbackprop' \("):
+        from fbackprop import schedule  # noqa: F401
+    with pytest.raises(AttributeError, match=r"'fbackprop.train' has no attribute 'scheduled'$"):
+        fbackprop.train.scheduled  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(PACKAGE_OF))
+def test_a_name_of_a_family_is_not_at_the_top_level(name):
+    assert not hasattr(fbackprop, name)
+    assert callable(getattr(getattr(fbackprop, PACKAGE_OF[name]), name))
+
+
+def test_the_stubs_are_those_of_the_table():
+    """Editors and type checkers read the stubs."""
+    written = {path: path.read_text(encoding="utf-8") for path in ROOT.rglob("*.pyi")}
+    assert written == stubs(), "run experiments/make_stubs.py"
+    assert (ROOT / "py.typed").exists()
+
+
+OWNERS = sorted({*FAMILIES, *(module.split(".")[0] for module in TOP if "." in module)})
+
+
+@pytest.mark.parametrize("package", ["", *OWNERS])
+def test_a_package_offers_the_names_of_the_table(package):
+    offered = importlib.import_module(f"fbackprop.{package}".strip("."))
+    assert sorted(offered.__all__) == sorted(names_of(package))
+    assert set(offered.__all__) <= set(dir(offered))
+
+
+def test_a_package_needs_no_import_of_its_own():
+    program = ("import fbackprop, types\n"
+               f"for name in {PACKAGES}: assert type(getattr(fbackprop, name)) is types.ModuleType")
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
 PROGRAM = """
 import importlib, json, os, sys
 import chex, jax, matplotlib.pyplot, numpy, optax, rich, tyro
@@ -133,9 +176,11 @@ def check(package, modules, names):
     for module in modules:
         importlib.import_module(f"fbackprop.{module}" if module else "fbackprop")
     home = importlib.import_module(f"fbackprop.{package}")
-    for name in names:
-        top, inner = getattr(fbackprop, name), getattr(home, name)
-        assert top is inner and type(top) is not type(sys), (name, top, inner)
+    for name, module in names.items():
+        found = [getattr(place, name) for place in (fbackprop, home) if name in place.__all__]
+        found += [getattr(importlib.import_module(f"fbackprop.{module}"), name)]
+        assert type(found[0]) is not type(sys), name
+        assert all(other is found[0] for other in found), (name, found)
 
 for line in sys.stdin:
     child = os.fork()
@@ -161,9 +206,8 @@ def fresh():
 
 
 @pytest.mark.parametrize("order", ["modules first", "modules backwards", "names first"])
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", OWNERS)
 def test_a_name_is_the_public_function_after_any_import_order(package, order, fresh):
     modules = [module for module in FILES if module.split(".")[0] == package and "peer" not in module]
-    names = [name for name, module in fbackprop._MODULE_OF.items() if module.split(".")[0] == package]
     modules = {"modules first": modules, "modules backwards": modules[::-1], "names first": []}[order]
-    assert fresh(package, modules, names) == 0
+    assert fresh(package, modules, names_of(package)) == 0

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fbackprop import Monitor, Thresholds, chain, dense, mse, probe, relu, sigmoid, tanh
+from fbackprop import chain, dense, mse, probe, relu, sigmoid, tanh
+from fbackprop.train import Monitor, Thresholds
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fbackprop import devices, shard
+from fbackprop.distributed import devices, shard
 
 SCRIPT = Path(__file__).parent / "on_eight_devices.py"
 CASES = [*(f"{name}, {size}" for name in ("mlp", "resnet") for size in (16, 13, 5)),

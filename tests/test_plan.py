@@ -25,11 +25,11 @@ from fbackprop import (
     skip,
     tanh,
     value_and_grad,
-    with_settings,
 )
 from fbackprop.cli import main
 from fbackprop.comparison.costs import relative
 from fbackprop.errors import Problem
+from fbackprop.memory import with_settings
 from fbackprop.memory.candidates import candidates_of
 from fbackprop.memory.forecast import forecast
 from fbackprop.memory.planner import plans, temp_bytes

@@ -13,10 +13,7 @@ import pytest
 
 from fbackprop import (
     PRECISIONS,
-    LossScale,
     Precision,
-    adjust,
-    all_finite,
     auto_value_and_grad,
     batch_norm,
     chain,
@@ -40,10 +37,10 @@ from fbackprop import (
     softmax_cross_entropy,
     split,
     tap,
-    unscale,
     value_and_grad,
     with_precision,
 )
+from fbackprop.train import LossScale, adjust, all_finite, unscale
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

@@ -23,7 +23,6 @@ from fbackprop import (
     dense,
     dropout,
     embedding,
-    every,
     frozen,
     graft,
     identity,
@@ -40,7 +39,6 @@ from fbackprop import (
     recurrent,
     repeat,
     replace_rules,
-    scheduled,
     split,
     tanh,
     tap,
@@ -48,9 +46,8 @@ from fbackprop import (
     value_and_grad,
     watch,
     with_precision,
-    with_schedules,
-    with_settings,
 )
+from fbackprop.memory import every, scheduled, with_schedules, with_settings
 from fbackprop.transform import map_layers_with_path
 
 pytestmark = pytest.mark.usefixtures("quick_compile")

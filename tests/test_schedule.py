@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fbackprop import Layer, chain, dense, map_layers, mse, repeat, scheduled, skip, tanh, value_and_grad
+from fbackprop import Layer, chain, dense, map_layers, mse, repeat, skip, tanh, value_and_grad
+from fbackprop.memory import scheduled
 from fbackprop.memory.schedule import binomial, every, recomputed, root, steps_of
 
 SCHEDULES = [every(5, 12), root(12), binomial(3, 12), (1, ((2,), (2, (1,)), 1), (2,), (1,), 1, 1)]

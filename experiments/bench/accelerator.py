@@ -14,10 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbackprop import data_parallel, devices, replicate, shard, value_and_grad
+from fbackprop import value_and_grad
 from fbackprop.comparison.bench.process import counts, matmul_peak, settle_heap
 from fbackprop.comparison.bench.program import Program, measure, of_chain
 from fbackprop.comparison.costs import relative
+from fbackprop.distributed import data_parallel, devices, replicate, shard
 from fbackprop.params import Tree
 from fbackprop.verify.cases import CASES, Case
 from fbackprop.verify.check import draw_params

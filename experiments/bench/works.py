@@ -146,7 +146,7 @@ def work(name: str, make: Callable[..., Layer], batch: Callable[[int], Any], los
     return NamedWork(name, {FULL: make, **points}, loss, batch, narrow)
 
 
-def narrow_gpt(vocabulary: int, length: int, **options: int) -> Layer:
+def narrow_gpt(vocabulary: int, length: int, **options: Any) -> Layer:
     return with_precision(gpt(vocabulary, length, **options), PRECISIONS["bfloat16"])
 
 

@@ -1,5 +1,5 @@
 """Manual against automatic gradients, and benchmarks of a network. Imports report and below."""
 
-from .. import lazy_names
+from ..names import lazy_names
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__, __all__ = lazy_names(__name__)

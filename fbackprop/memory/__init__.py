@@ -1,5 +1,19 @@
 """Schedules of checkpoints and plans for a byte budget. Imports layers, distributed and below."""
 
-from .. import lazy_names
+from ..facts import Tuning
+from ..tuning import with_settings
+from .planner import Plan, plan
+from .schedule import binomial, every, recomputed, root, scheduled, with_schedules
 
-__getattr__ = lazy_names(__name__)
+__all__ = [
+    "Plan",
+    "Tuning",
+    "binomial",
+    "every",
+    "plan",
+    "recomputed",
+    "root",
+    "scheduled",
+    "with_schedules",
+    "with_settings",
+]

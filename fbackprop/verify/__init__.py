@@ -1,5 +1,5 @@
 """The checker of reverse rules. Imports observe, memory and below."""
 
-from .. import lazy_names
+from .check import assert_rule, check_gradient, check_layer, check_loss, check_network
 
-__getattr__ = lazy_names(__name__)
+__all__ = ["assert_rule", "check_gradient", "check_layer", "check_loss", "check_network"]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import _MODULE_OF
 from ...layer import Layer
+from ...names import names_of
 from ...params import Tree
 
 
@@ -72,7 +72,7 @@ class Case:
     @property
     def family(self) -> str:
         """The file its layer is written in."""
-        return _MODULE_OF[self.of].rpartition(".")[2]
+        return names_of("")[self.of].rpartition(".")[2]
 
     @property
     def name(self) -> str:

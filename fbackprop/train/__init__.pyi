@@ -1,0 +1,27 @@
+# Generated from fbackprop/names.py by experiments/make_stubs.py. Do not edit.
+
+from .monitor.alerts import Alert as Alert
+from .monitor.alerts import Thresholds as Thresholds
+from .monitor.monitor import Monitor as Monitor
+from .step.accumulation import accumulate as accumulate
+from .step.accumulation import microbatches as microbatches
+from .step.scaling import LossScale as LossScale
+from .step.scaling import adjust as adjust
+from .step.scaling import all_finite as all_finite
+from .step.scaling import unscale as unscale
+from .step.step import make_step as make_step
+from .step.step import update as update
+
+__all__ = [
+    "Alert",
+    "LossScale",
+    "Monitor",
+    "Thresholds",
+    "accumulate",
+    "adjust",
+    "all_finite",
+    "make_step",
+    "microbatches",
+    "unscale",
+    "update",
+]
