@@ -178,6 +178,13 @@ def test_activations_are_the_elementwise_table():
     assert get_args(Activation) == tuple(TABLE)
 
 
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_maker_of_few_arguments_checks_its_calls(name):
+    maker = MAKERS[name]
+    kinds = {each.kind for each in inspect.signature(maker).parameters.values()}
+    assert hasattr(maker, "__wrapped__") != (inspect.Parameter.VAR_POSITIONAL in kinds)
+
+
 def test_a_checked_maker_looks_like_the_one_that_was_written():
     dense = MAKERS["dense"]
     assert dense.__name__ == "dense"

@@ -53,7 +53,8 @@ LAYERS = {"max": max_pool, "mean": avg_pool, "mean without padding": partial(avg
 @given(two(3, 7), two(1, 3), two(1, 3), two(0, 2), two(0, 2), st.sampled_from(list(LAYERS)), st.booleans())
 def test_pooling_window_by_window(sizes, window, stride, low, high, kind, ties):
     padding = tuple((min(a, k - 1), min(b, k - 1)) for a, b, k in zip(low, high, window))
-    layer, x = LAYERS[kind](window, stride, padding), np.random.default_rng(0).standard_normal((2, *sizes, 2))
+    layer = LAYERS[kind](window, stride=stride, padding=padding)
+    x = np.random.default_rng(0).standard_normal((2, *sizes, 2))
     x = np.round(x) if ties else x
     with jax.enable_x64(True):
         dy = dy_for(layer, x)
