@@ -373,7 +373,7 @@ def test_rules_on_a_net_and_on_a_layer_in_it_both_hold(rules):
     # found: down, rebuilding the net for the second rule makes a plain chain again and the first rule is lost without a word
     # (so does inference() to a rewritten combinator)
     value, grads = jax.jit(value_and_grad(CALM, mse()))(WEIGHTS, (X, T))
-    got = jax.jit(value_and_grad(CALM, mse(), rules))(WEIGHTS, (X, T))
+    got = jax.jit(value_and_grad(CALM, mse(), rules=rules))(WEIGHTS, (X, T))
     assert_same(got, (value, jax.tree.map(lambda g: 4 * g, grads)), 1e-6)
 
 
