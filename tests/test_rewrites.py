@@ -444,7 +444,7 @@ def test_recurrent_asks_for_a_cell():
 
 
 LAYERS = {"layer", "net", "loss", "part", "cell", "old", "new", "over", "before", "case.layer", "self.layer", "call.layer"}
-PRINTED = (ast.FormattedValue, ast.Call, ast.keyword, ast.Return, ast.Dict, ast.Lambda, ast.IfExp, ast.Tuple)
+PRINTED = (ast.FormattedValue, ast.Call, ast.keyword, ast.Return, ast.Dict, ast.DictComp, ast.Lambda, ast.IfExp, ast.Tuple)
 
 
 def test_no_code_decides_by_the_name_of_a_layer():

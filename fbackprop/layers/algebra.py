@@ -21,12 +21,14 @@ class Initializer(Protocol):
 
 def einsum(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns a product in the dtype of `b`, in float32 when that is narrower."""
-    return jnp.einsum(letters, a.astype(b.dtype), b, preferred_element_type=wide_dtype(b.dtype))
+    dtype = jnp.result_type(b)
+    return jnp.einsum(letters, a.astype(dtype), b, preferred_element_type=wide_dtype(dtype))
 
 
 def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
     """Returns x w in the dtype of x, accumulated in float32 when that is narrower."""
-    return jnp.matmul(x, w, preferred_element_type=wide_dtype(x.dtype)).astype(x.dtype)
+    dtype = jnp.result_type(x)  # NumPy's float64 is float32 to jax
+    return jnp.matmul(x, w, preferred_element_type=wide_dtype(dtype)).astype(dtype)
 
 
 def rows(x: jax.Array, axes: int = 0) -> jax.Array:
@@ -50,7 +52,8 @@ def plus_bias(y: jax.Array, params: Tree) -> jax.Array:
 
 def bias_gradient(dy: jax.Array) -> jax.Array:
     """Returns db (O,) of y (..., O) + b: the visible sum of the broadcast."""
-    return jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=wide_dtype(dy.dtype)).astype(dy.dtype)
+    dtype = jnp.result_type(dy)
+    return jnp.sum(dy, axis=tuple(range(dy.ndim - 1)), dtype=wide_dtype(dtype)).astype(dtype)
 
 
 def weight_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
