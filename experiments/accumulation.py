@@ -45,7 +45,7 @@ IGNORED, LONGEST, ROWS, PARTS = -1, 128, 24, 8
 LOSS = softmax_cross_entropy(ignore_index=IGNORED)
 WHOLE, SUM, MEAN = "one large batch", "sums over parts", "mean of the means"
 RUNS, SORTED, ALIKE = (WHOLE, SUM, MEAN), "8, by length", "8, all as long"
-WEIGHT = {SUM: token_weight(IGNORED), MEAN: lambda batch: 1.0}
+WEIGHT = {SUM: token_weight(ignore_index=IGNORED), MEAN: lambda batch: 1.0}
 
 
 def sequences(plays: TextSet, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -21,6 +21,7 @@ from fbackprop import (
     flatten,
     from_function,
     gpt,
+    init_opt_state,
     lstm_classifier,
     max_pool,
     mlp,
@@ -170,7 +171,7 @@ def records(run: Run, seed: int, steps: int = STEPS) -> Iterator[tuple[int, floa
     params = init(jax.random.key(seed), make(rng, run.batch))
     leaves, treedef = jax.tree.flatten(params)
     params = jax.tree.unflatten(treedef, [run.alter(path, leaf) for path, leaf in zip(paths(params), leaves)])
-    state = OPTIMIZERS[run.optimizer].init(split(params)[0])
+    state = init_opt_state(OPTIMIZERS[run.optimizer], params)
     for number in range(1, steps + 1):
         batch = run.corrupt(number, make(rng, run.batch))
         seen = measure(params, batch)[1] if number % EVERY == 1 else None

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 from lab import Lab, main
 
-from fbackprop import Layer, gpt, make_step, mlp, objective, probe, softmax_cross_entropy, value_and_grad
+from fbackprop import Layer, gpt, init_opt_state, make_step, mlp, objective, probe, softmax_cross_entropy, value_and_grad
 from fbackprop.train.step.training import begin, make_training_step
 from fbackprop.train.store.saver import Saver
 from fbackprop.train.task.config import TrainConfig
@@ -52,7 +52,7 @@ def steps_and_looks(net: Layer, loss: Layer | None, batch: tuple, rounds: int) -
     params = objective(net, loss).init(jax.random.key(0), batch)
     plain, guarded, look = make_step(of_batch, tx), make_training_step(of_batch, tx), probe(net, loss)
     training, copy = begin(jax.tree.map(jnp.copy, params), tx), jax.tree.map(jnp.copy, params)
-    opt_state = tx.init(copy)
+    opt_state = init_opt_state(tx, copy)
     times: dict[str, list[float]] = {"plain": [], "guarded": [], "look": []}
     for turn in range(rounds + 2):
         began = time.perf_counter()

@@ -32,6 +32,7 @@ from fbackprop import (
     chain,
     dense,
     flatten,
+    init_opt_state,
     leaky_relu,
     map_layers,
     mlp,
@@ -40,7 +41,6 @@ from fbackprop import (
     sigmoid,
     skip,
     softmax_cross_entropy,
-    split,
     update,
     value_and_grad,
 )
@@ -118,7 +118,7 @@ def program(name: str, optimizer: str, squared: bool) -> Any:
             value, grads = by_hand(params, batch)
             return update(tx, params, grads, opt_state), value
 
-        (params, _), losses = jax.lax.scan(step, (params, tx.init(split(params)[0])), batches)
+        (params, _), losses = jax.lax.scan(step, (params, init_opt_state(tx, params)), batches)
         return params, losses
 
     return run

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fbackprop import Layer, inference, predict, split, update
+from fbackprop import Layer, inference, init_opt_state, predict, update
 from fbackprop.data import DataSet, digits
 from fbackprop.gradients import ValueAndGrad
 
@@ -51,7 +51,7 @@ def _run(by_hand: ValueAndGrad, tx: Any, params: Any, rows: jax.Array, data: Any
         value, grads = by_hand(params, (x[chosen], y[chosen]))
         return update(tx, params, grads, opt_state), value
 
-    (params, _), losses = jax.lax.scan(step, (params, tx.init(split(params)[0])), rows)
+    (params, _), losses = jax.lax.scan(step, (params, init_opt_state(tx, params)), rows)
     return params, losses
 
 

@@ -162,7 +162,8 @@ def looker(net: Any, loss: Any) -> Callable[[Any, Any], Seen]:
 
 def experiment(lab: Lab) -> None:
     blocks = lab.pick(2, 1)
-    net = inference(gpt(len(WORDS), len(SENTENCE), FEATURES, HEADS, blocks))  # its twin gives logits, and learns as well
+    # its twin gives logits, and learns as well
+    net = inference(gpt(len(WORDS), len(SENTENCE), features=FEATURES, heads=HEADS, blocks=blocks))
     loss = softmax_cross_entropy(ignore_index=IGNORED)
     batches = training_batches(lab.seed, STEPS, 64)
     params = start(net, lab.seed, jax.tree.map(lambda a: a[0], batches[0]))

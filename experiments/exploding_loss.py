@@ -28,7 +28,7 @@ import optax
 from digit_runs import order, small_digits, start
 from lab import Lab, main
 
-from fbackprop import chain, dense, gpt, mse, objective, rnn, value_and_grad
+from fbackprop import chain, dense, gpt, init_opt_state, mse, objective, rnn, value_and_grad
 from fbackprop.data import text
 from fbackprop.report.figures import CYCLE
 
@@ -50,7 +50,7 @@ def losses(by_hand: Any, tx: Any, params: Any, batches: Any) -> tuple[np.ndarray
             updates, opt_state = tx.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), (value, optax.tree.norm(grads))
 
-        return jax.lax.scan(step, (params, tx.init(params)), batches)[1]
+        return jax.lax.scan(step, (params, init_opt_state(tx, params)), batches)[1]
 
     return tuple(map(np.asarray, run(params, batches)))
 

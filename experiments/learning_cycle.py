@@ -23,7 +23,7 @@ import optax
 from digit_runs import order, small_digits, start
 from lab import Lab, main
 
-from fbackprop import mlp, softmax_cross_entropy, update, value_and_grad
+from fbackprop import init_opt_state, mlp, softmax_cross_entropy, update, value_and_grad
 
 RATE, SHOWN = 0.1, 3
 NET, LOSS, SGD, ADAM = mlp((64,)), softmax_cross_entropy(), optax.sgd(RATE), optax.adam(1e-3)
@@ -52,7 +52,7 @@ def experiment(lab: Lab) -> None:
     x, y = small_digits().train
     rows = order(lab.seed, lab.pick(24, 4))
     params = start(NET, lab.seed)
-    opt_state, held, steps, errors = SGD.init(params), [], [], []
+    opt_state, held, steps, errors = init_opt_state(SGD, params), [], [], []
     for number, chosen in enumerate(rows):
         batch, before = (x[chosen], y[chosen]), jax.tree.map(np.array, params)
         logits, residuals = forward(params, batch[0])                      # 1

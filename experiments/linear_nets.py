@@ -30,6 +30,7 @@ from fbackprop import (
     chain,
     dense,
     identity,
+    init_opt_state,
     mse,
     predict,
     tanh,
@@ -52,7 +53,7 @@ def trained(net: Layer, loss: Layer, batch: tuple, rate: float, steps: int, seed
 
     def of_seed(seed: Any) -> Any:
         params = net.init(jax.random.key(seed, impl="unsafe_rbg"), batch[0])
-        return jax.lax.scan(step, (params, tx.init(params)), length=steps)[0][0]
+        return jax.lax.scan(step, (params, init_opt_state(tx, params)), length=steps)[0][0]
 
     return jax.jit(lambda seeds: jax.lax.map(of_seed, seeds))(jnp.array(seeds))
 

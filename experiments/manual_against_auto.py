@@ -23,7 +23,16 @@ import numpy as np
 import optax
 from lab import Lab, main
 
-from fbackprop import auto_value_and_grad, data, make_step, mlp, objective, softmax_cross_entropy, split, value_and_grad
+from fbackprop import (
+    auto_value_and_grad,
+    data,
+    init_opt_state,
+    make_step,
+    mlp,
+    objective,
+    softmax_cross_entropy,
+    value_and_grad,
+)
 from fbackprop.comparison.costs import Comparison, compare
 from fbackprop.train.task.builtin import load_task
 from fbackprop.train.task.config import TrainConfig
@@ -37,14 +46,14 @@ def of_model(name: str, seed: int, pairs: int) -> Comparison:
     task = load_task(TrainConfig.of(model=name, seed=seed))
     batch = task.batches(seed, 0)
     params = objective(task.net, task.loss).init(jax.random.key(seed), batch)
-    return compare(task.net, task.loss, params, batch, pairs, layers=False)
+    return compare(task.net, task.loss, params, batch, pairs=pairs, layers=False)
 
 
 def of_mlp(seed: int, pairs: int, depth: int, width: int, batch: int) -> Comparison:
     images, labels = data.digits().train
     net, rows = mlp((width,) * depth), np.random.default_rng(seed).permutation(len(images))[:batch]
     params = net.init(jax.random.key(seed), images[:1])
-    return compare(net, softmax_cross_entropy(), params, (images[rows], labels[rows]), pairs, layers=False)
+    return compare(net, softmax_cross_entropy(), params, (images[rows], labels[rows]), pairs=pairs, layers=False)
 
 
 def curves_apart(seed: int, steps: int) -> float:
@@ -55,7 +64,7 @@ def curves_apart(seed: int, steps: int) -> float:
 
     def curve(how: Any) -> np.ndarray:
         params, step, losses = jax.tree.map(jnp.copy, start), make_step(how(net, loss), tx), []
-        opt_state = tx.init(split(params)[0])
+        opt_state = init_opt_state(tx, params)
         for number in range(steps):
             params, opt_state, metrics = step(params, opt_state, batches(seed, number))
             losses.append(float(metrics["loss"]))

@@ -41,7 +41,8 @@ Made = tuple[Callable, Any, Any]  # (params, batch) -> (value, gradients), and t
 
 def by_hand(sizes: dict[str, int], rooted: bool = False, tile: int | None = None, unroll: bool = False) -> Made:
     depth = sizes["depth"]
-    net = gpt(sizes["vocabulary"], sizes["sequence"], sizes["width"], HEADS, depth, tile, CHUNK, unroll)
+    net = gpt(sizes["vocabulary"], sizes["sequence"], features=sizes["width"], heads=HEADS,
+              blocks=depth, block=tile, chunk=CHUNK, unroll=unroll)
     net = with_schedules(net, {REPEAT: root(depth)}) if rooted else net
     batch = jax.eval_shape(tokens(sizes["vocabulary"], sizes["batch"], sizes["sequence"]), 0)
     return value_and_grad(net), jax.eval_shape(net.init, jax.random.key(0), batch), batch

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from fbackprop import Layer, split, update
+from fbackprop import Layer, init_opt_state, update
 
 See = Callable[[Any, Any], Any]
 compiled = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
@@ -33,5 +33,5 @@ def train(value_and_grad: Callable, tx: Any, params: Any, batches: Any,
         return update(tx, params, grads, opt_state), (value, see(params, grads))
 
     run = compiled(lambda params, opt_state, batches: jax.lax.scan(step, (params, opt_state), batches))
-    (params, _), (losses, seen) = run(params, tx.init(split(params)[0]), batches)
+    (params, _), (losses, seen) = run(params, init_opt_state(tx, params), batches)
     return params, losses, seen

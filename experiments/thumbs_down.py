@@ -24,7 +24,7 @@ import optax
 from lab import Lab, main
 from scanned import compiled, start, train
 
-from fbackprop import frozen, graft, mse, predict, recommender, replace_rules, split, update, value_and_grad
+from fbackprop import frozen, graft, init_opt_state, mse, predict, recommender, replace_rules, update, value_and_grad
 from fbackprop.data import RatingSet, ratings, shuffled_batches
 
 RANK, BATCH, RATE, STARS = 4, 512, 0.02, 1.0
@@ -50,7 +50,7 @@ def changed(net: Any, params: Any, user: int, film: int) -> np.ndarray:
     @compiled
     def run(params: Any) -> jax.Array:
         _, grads = value_and_grad(net, mse())(params, batch)
-        moved, _ = update(tx, params, grads, tx.init(split(params)[0]))
+        moved, _ = update(tx, params, grads, init_opt_state(tx, params))
         return scores(net, moved, user) - scores(net, params, user)
 
     return np.asarray(run(params))
@@ -64,7 +64,7 @@ def scores(net: Any, params: Any, user: int) -> jax.Array:
 
 def experiment(lab: Lab) -> None:
     data = ratings()
-    net = recommender(data.users, data.items, RANK, data.mean)
+    net = recommender(data.users, data.items, rank=RANK, mean=data.mean)
     params = learned(lab, net, data)
     pairs, stars = data.test
     error = float(np.sqrt(np.mean((predict(net)(params, tuple(pairs.T)) - stars) ** 2)))

@@ -28,7 +28,20 @@ import numpy as np
 import optax
 from lab import Lab, main
 
-from fbackprop import chain, dense, make_step, mse, relu, sigmoid, softmax_cross_entropy, tanh, update, value_and_grad, vjp
+from fbackprop import (
+    chain,
+    dense,
+    init_opt_state,
+    make_step,
+    mse,
+    relu,
+    sigmoid,
+    softmax_cross_entropy,
+    tanh,
+    update,
+    value_and_grad,
+    vjp,
+)
 from fbackprop.layer import Layer
 
 Values: TypeAlias = dict[str, Any]  # name -> float or array; "chain NAME" and "difference NAME" are checked against NAME
@@ -81,7 +94,7 @@ def w1() -> Values:
     gradient = 2 * (w - y)
     params, tx = affine([[w]]), optax.sgd(rate)
     _, grads = by_chain(dense(1, bias=False))(params, [1.0], [y])
-    moved, _ = update(tx, params, grads, tx.init(params))
+    moved, _ = update(tx, params, grads, init_opt_state(tx, params))
     return {"w": w, "gradient": gradient, "rate": rate, "step": rate * gradient, "w after": w - rate * gradient,
             "chain gradient": grads["w"].item(), "chain w after": moved["w"].item()}
 
@@ -117,7 +130,8 @@ def w3() -> Values:
     net, tx, params = chain(dense(1), sigmoid()), optax.sgd(rate), (affine([[w]], [b]), ())
     loss, (grads, _) = by_chain(net)(params, [x], [y])
     values = factors(logistic(z)) | {"chain L": loss, "chain dL/dw": grads["w"].item(), "chain dL/db": grads["b"].item()}
-    step, opt_state, batch = make_step(value_and_grad(net, mse()), tx), tx.init(params), (np.array([x]), np.array([y]))
+    step, opt_state = make_step(value_and_grad(net, mse()), tx), init_opt_state(tx, params)
+    batch = np.array([x]), np.array([y])
     for n in range(1, 1001):
         params, opt_state, _ = step(params, opt_state, batch)
         if n == 1:
@@ -330,7 +344,7 @@ def blame(case: str, net: Layer, params: Any, x: Sequence[float], names: Sequenc
     """Each weight's share of the gradient, and its step at rate .01: the same share of all movement."""
     tx = optax.sgd(0.01)
     _, grads = by_chain(net)(params, x, [2.0])
-    moved, _ = update(tx, params, grads, tx.init(params))
+    moved, _ = update(tx, params, grads, init_opt_state(tx, params))
     flat = lambda tree: np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
     values: Values = {}
     for name, hand, theirs, step in zip(names, gradients, flat(grads), flat(moved) - flat(params)):

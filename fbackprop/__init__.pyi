@@ -111,6 +111,7 @@ from .train.step.accumulation import accumulate as accumulate
 from .train.step.accumulation import microbatches as microbatches
 from .train.step.step import make_step as make_step
 from .train.step.step import update as update
+from .train.step.transformation import init_opt_state as init_opt_state
 from .transform import inference as inference
 from .transform import map_layers as map_layers
 from .transform import map_layers_with_path as map_layers_with_path
@@ -180,6 +181,7 @@ __all__ = [
     "huber",
     "identity",
     "inference",
+    "init_opt_state",
     "layer_norm",
     "leaky_relu",
     "learned_positions",

@@ -5,7 +5,7 @@ Raised while tracing, so that a wrong shape never reaches the device. Structure 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
 from typing import Any
@@ -37,11 +37,23 @@ def expect(ok: bool, what: str, expected: str, got: Any, hint: str = "", error: 
         raise error(f"{what}: expected {expected}, got {got}" + (f". {hint}" if hint else ""))
 
 
+def is_whole(value: Any, least: int | None = None) -> bool:
+    """Returns whether a value is a whole number, NumPy's too, and at least `least`."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    return whole and (least is None or int(value) >= least)
+
+
 def expect_whole(what: str, value: Any, least: int = 1) -> int:
     """Returns a whole number, NumPy's too, as an int. Raises ValueError unless it is one of at least `least`."""
-    ok = isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-    expect(ok, what, f"a whole number of at least {least}", repr(value))
+    expect(is_whole(value, least), what, f"a whole number of at least {least}", repr(value))
     return int(value)
+
+
+def expect_wholes(what: str, values: Any, least: int = 1) -> tuple[int, ...]:
+    """Returns whole numbers as ints. Raises ValueError for one alone, or an entry that is none."""
+    ok = isinstance(values, Iterable) and not isinstance(values, str)
+    expect(ok, what, "a tuple of whole numbers", repr(values), f"Write ({values!r},) for one")
+    return tuple(expect_whole(what, value, least) for value in values)
 
 
 def expect_params(params: Any, *names: str) -> None:

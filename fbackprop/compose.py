@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import tree_util
 
+from .calls import by_name
 from .checks import at, expect, expect_like
 from .dtypes import is_floating
 from .facts import Scan
@@ -47,6 +48,7 @@ def chain(*layers: Layer) -> Layer:
     return Layer("chain", init, forward, backward, parts=layers, rebuild=lambda parts: chain(*parts), scan=Scan("parts"))
 
 
+@by_name()
 def skip(layer: Layer) -> Layer:
     """Returns the Layer x + layer(x), for floating leaves. params: a tuple of one tree."""
     expect_layers("skip", (layer,))
@@ -88,6 +90,7 @@ def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
            "Were they made by this network's own init, or graft()ed?", TypeError)
 
 
+@by_name()
 def objective(net: Layer, loss: Layer | None = None) -> Layer:
     """Returns the Layer from a batch to its scalar value: `net`, then `loss` on `(y, target)`.
 

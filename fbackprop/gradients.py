@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +16,45 @@ from .params import Tree, is_carried, merge, split
 from .transform import Rewrite, with_rules
 
 
-def predict(net: Layer) -> Callable[[Tree, Any], Any]:
+class Function(Protocol):
+    """A network as a function."""
+
+    def __call__(self, params: Tree, x: Any, /) -> Any:
+        """Returns y."""
+
+
+class Pullback(Protocol):
+    """The backward pass at one point."""
+
+    def __call__(self, dy: Any, /) -> tuple[Tree, Any]:
+        """Returns (dparams, dx)."""
+
+
+class ValueAndGrad(Protocol):
+    """A loss and its gradients, as `value_and_grad` returns them."""
+
+    def __call__(self, params: Tree, batch: Tree, /, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+        """Returns (value, grads). seed: the value's cotangent."""
+
+
+def predict(net: Layer) -> Function:
     """Returns `(params, x) -> y`, the forward without its residuals."""
     return lambda params, x: net.forward(params, canonical(x))[0]
 
 
-def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Callable[[Any], tuple[Tree, Any]]]:
+def vjp(net: Layer, params: Tree, x: Any) -> tuple[Any, Pullback]:
     """Mirrors `jax.vjp`: `(y, pullback)`, `pullback(dy) -> (dparams, dx)`."""
     y, residuals = net.forward(params, canonical(x))
 
     def pullback(dy: Any) -> tuple[Tree, Any]:
         expect_like(dy, y, "dy")
-        return net.backward(params, residuals, dy)
+        return net.backward(params, residuals, canonical(dy))
 
     return y, pullback
 
 
-ValueAndGrad = Callable[..., tuple[jax.Array, Tree]]
-
-
-def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Rewrite] | None = None) -> ValueAndGrad:
+def value_and_grad(net: Layer, loss: Layer | None = None, *,
+                   rules: Mapping[str, Rewrite] | None = None) -> ValueAndGrad:
     """Returns `(params, batch, seed=1.0) -> (value, grads)`, by the hand-written chain.
 
     `loss` is None for a net that ends in its loss. `rules` maps layer path patterns to rewrites of the layers found there.
@@ -44,7 +63,7 @@ def value_and_grad(net: Layer, loss: Layer | None = None, rules: Mapping[str, Re
     """
     whole = with_rules(objective(net, loss), rules or {})
 
-    def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+    def run(params: Tree, batch: Tree, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, residuals = whole.forward(params, canonical(batch))
         grads, _ = whole.backward(params, residuals, _cotangent(seed, value))
         return value, grads
@@ -56,7 +75,7 @@ def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
     """Returns the same by `jax.value_and_grad` of the forward. Next comes from the chain."""
     whole, by_hand = objective(net, loss), value_and_grad(net, loss)
 
-    def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+    def run(params: Tree, batch: Tree, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         trainable, state = split(params)
         floats, others = partition(trainable)
 
@@ -82,7 +101,7 @@ def _cotangent(seed: Any, value: Any) -> jax.Array:
     return seed
 
 
-def as_custom_vjp(net: Layer) -> Callable[[Tree, Any], Any]:
+def as_custom_vjp(net: Layer) -> Function:
     """Returns `f(params, x) -> y` with the hand-written rule inside, for `jax.grad`.
 
     State is read, never advanced: differentiate the trainable half, `jax.grad(lambda t: g(f(merge(t, state), x)))`.

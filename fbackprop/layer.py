@@ -10,16 +10,38 @@ integer or bool leaf is None. What a layer carries besides weights is State: see
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, Protocol, TypeAlias, final
 
 import jax
 
 from .checks import expect
 from .facts import CellRule, Option, Scan, Tuning, Written
 from .params import Tree
+
+
+class Init(Protocol):
+    """How params begin. x: arrays or ShapeDtypeStructs."""
+
+    def __call__(self, key: jax.Array, x: Any, /) -> Tree:
+        """Returns params, () when there are none."""
+
+
+class Forward(Protocol):
+    """The values of a layer."""
+
+    def __call__(self, params: Tree, x: Any, /) -> tuple[Any, Any]:
+        """Returns (y, residuals)."""
+
+
+class Backward(Protocol):
+    """The reverse rule of a layer."""
+
+    def __call__(self, params: Tree, residuals: Any, dy: Any, /) -> tuple[Tree, Any]:
+        """Returns (dparams, dx)."""
+
 
 Role: TypeAlias = Literal["", "observes", "records", "freezes"]
 
@@ -36,10 +58,11 @@ class Layer:
     """
 
     kind: str                                                # "dense": the name of what makes it
-    init: Callable[[jax.Array, Any], Tree]                   # (key, x) -> params, x arrays or ShapeDtypeStructs
-    forward: Callable[[Tree, Any], tuple[Any, Any]]          # (params, x) -> (y, residuals)
-    backward: Callable[[Tree, Any, Any], tuple[Tree, Any]]   # (params, residuals, dy) -> (dparams, dx)
+    init: Init                                               # (key, x) -> params, x arrays or ShapeDtypeStructs
+    forward: Forward                                         # (params, x) -> (y, residuals)
+    backward: Backward                                       # (params, residuals, dy) -> (dparams, dx)
     options: tuple[Option, ...] = field(default=(), hash=False)  # what its maker was given; pairs (name, value) will do
+    _: KW_ONLY
     inference: Layer | None = None                           # the twin out of training, same params
     parts: tuple[Layer, ...] = ()                            # children of a combinator
     rebuild: Callable[[tuple[Layer, ...]], Layer] | None = None
@@ -139,13 +162,13 @@ def _refuse(layer: Layer, parts: tuple[Layer, ...]) -> Layer:
                     "layer built of other parts would not have. Give it by replace_rules(net, path, fn): that applies fn again")
 
 
-def twinned(layer: Layer, forward: Callable, backward: Callable) -> Layer:
+def twinned(layer: Layer, forward: Forward, backward: Backward) -> Layer:
     """Returns `layer` with a twin out of training, on the same params, that computes this."""
     return replace(layer, inference=Layer("inference", layer.init, forward, backward, (Option("layer", layer, True),)))
 
 
-def wrapper(part: Layer, kind: str, rebuild: Callable[[Layer], Layer], forward: Callable, backward: Callable,
-            init: Callable | None = None, options: tuple[Any, ...] = (), role: Role = "") -> Layer:
+def wrapper(part: Layer, kind: str, rebuild: Callable[[Layer], Layer], forward: Forward, backward: Backward,
+            init: Init | None = None, options: tuple[Any, ...] = (), role: Role = "") -> Layer:
     """Returns a Layer around `part` that paths see through; `rebuild` puts the same around another part.
 
     It has no tuning, no scan and no halves: rewrites that need them find those of `part`. role:

@@ -56,6 +56,7 @@ TOP = {
     "models.gpt": "gpt",
     "models.recommender": "recommender",
     "train.step.step": "make_step update",
+    "train.step.transformation": "init_opt_state",
     "train.step.accumulation": "accumulate microbatches",
     "comparison.costs": "compare",
     "jaxprs.flops": "count_flops",

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import chex
 import jax
 from jax import tree_util
 
 from .checks import expect, show
 from .dtypes import combine, partition
 
-Tree: TypeAlias = chex.ArrayTree
+Tree: TypeAlias = Any  # a pytree of arrays: params, gradients, a batch
 
 
 @dataclass(frozen=True)

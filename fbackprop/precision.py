@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from .checks import expect
 from .dtypes import is_floating
@@ -30,9 +31,9 @@ class Precision:
     Raises ValueError for a dtype that is not floating.
     """
 
-    params: Any
-    compute: Any
-    output: Any
+    params: DTypeLike
+    compute: DTypeLike
+    output: DTypeLike
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -44,7 +45,7 @@ class Precision:
 PRECISIONS = {name: Precision("float32", name, "float32") for name in ("float32", "bfloat16", "float16")}
 
 
-def with_precision(net: Layer, policy: Precision, keep: Sequence[str] = ()) -> Layer:
+def with_precision(net: Layer, policy: Precision, *, keep: Sequence[str] = ()) -> Layer:
     """Returns `net` computing in `policy.compute`, on params of one structure in `policy.params`.
 
     Integers and State are never cast. A layer that widens, as a loss does for its value, still does. Layers whose path matches

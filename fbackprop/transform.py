@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from .checks import expect
 from .facts import CellRule
 from .layer import Layer
 
-Rewrite = Callable[[Layer], Layer]
+Rewrite: TypeAlias = Callable[[Layer], Layer]
 
 
 def parts_with_path(layer: Layer, path: str = "") -> Iterator[tuple[str, Layer]]:
@@ -40,14 +40,15 @@ def matching(paths: Iterable[str], glob: str, what: str) -> list[str]:
     return matches
 
 
-def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], path: str = "", wrappers: bool = False) -> Layer:
+def map_layers_with_path(net: Layer, fn: Callable[[str, Layer], Layer], *, path: str = "",
+                         wrappers: bool = False) -> Layer:
     """Returns `net` with `fn(path, layer)` in place of every layer, children first, the root (path "") included.
 
     `fn` is applied again to whatever the layer becomes later: with other parts, another setting, or
     out of training. So rewrites commute. wrappers: also visit what is around a layer at the
     layer's own path (checkpoint, frozen, a tap); without, wrappers are put back around the result.
     """
-    parts = tuple(map_layers_with_path(part, fn, below, wrappers) for below, part in parts_with_path(net, path))
+    parts = tuple(map_layers_with_path(part, fn, path=below, wrappers=wrappers) for below, part in parts_with_path(net, path))
     if any(new is not old for new, old in zip(parts, net.parts)):
         expect(net.rebuild is not None, net.name, "a combinator with rebuild", "none, and a part of it changed",
                "Give its Layer rebuild=lambda parts: ...", TypeError)
@@ -84,7 +85,7 @@ def _rewritten(layer: Layer, fn: Rewrite) -> Layer:
     return replace(new, **facts)
 
 
-def map_layers(net: Layer, fn: Rewrite, wrappers: bool = False) -> Layer:
+def map_layers(net: Layer, fn: Rewrite, *, wrappers: bool = False) -> Layer:
     """Returns `net` with `fn(layer)` in place of every layer, as `map_layers_with_path`."""
     return map_layers_with_path(net, lambda _, layer: fn(layer), wrappers=wrappers)
 

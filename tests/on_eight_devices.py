@@ -14,6 +14,7 @@ import optax
 from fbackprop import (
     convnet,
     gpt,
+    init_opt_state,
     lstm_classifier,
     make_step,
     mlp,
@@ -65,7 +66,7 @@ def compare(net, loss, batch, mesh):
             return value, grads, update(CLIP, params, grads, opt_state)
         return jax.jit(run)
 
-    given = params, CLIP.init(split(params)[0])
+    given = params, init_opt_state(CLIP, params)
     alone = step(by_hand).lower(*given, batch).compile()
     spread = replicate(given, mesh), shard(batch, mesh)
     together = step(data_parallel(by_hand, mesh)).lower(*spread[0], spread[1]).compile()
@@ -95,7 +96,7 @@ def train(mesh):
     losses = {}
     for where, run, place in [("alone", by_hand, lambda tree: tree), ("together", data_parallel(counted, mesh), None)]:
         step, params = make_step(run, tx), net.init(KEY(0), x)
-        state = params, tx.init(split(params)[0])
+        state = params, init_opt_state(tx, params)
         state = place(state) if place else replicate(state, mesh)
         losses[where] = []
         for size in (16, 16, 13, 16, 13, 13):

@@ -67,7 +67,7 @@ def test_every_split_of_twelve_ragged_sequences(count):
     params = net.init(jax.random.key(0), x)
     by_hand = jax.jit(value_and_grad(net, loss))
     wanted = by_hand(params, (x, target))
-    run = accumulate(by_hand, token_weight(IGNORED))
+    run = accumulate(by_hand, token_weight(ignore_index=IGNORED))
 
     def part(start, end):
         """Only as long as its longest sequence needs; a part that is all padding keeps one column."""
@@ -147,7 +147,7 @@ def test_nothing_to_learn_from_is_zero():
     net, loss = chain(embedding(V, 5), dense(V)), softmax_cross_entropy(ignore_index=IGNORED)
     params = net.init(jax.random.key(0), x)
     masked = x, np.full_like(target, IGNORED)
-    run = jax.jit(accumulate(value_and_grad(net, loss), token_weight(IGNORED)))
+    run = jax.jit(accumulate(value_and_grad(net, loss), token_weight(ignore_index=IGNORED)))
     value, grads = run(params, [masked, masked])
     assert value == 0
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(grads))

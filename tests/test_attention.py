@@ -64,8 +64,9 @@ def test_forward_is_the_weighted_mean_written_with_loops(data):
     qkv = normal(2, steps, (heads + 2 * kv_heads) * size, seed=steps, dtype=np.float64)
     mask = data.draw(st.none() | st.lists(st.booleans(), min_size=2 * steps, max_size=2 * steps))
     mask = None if mask is None else np.array(mask).reshape(2, steps)
+    layer = attention(heads, kv_heads=kv_heads, causal=causal, block=block)
     with jax.enable_x64(True):
-        y = jit(predict(attention(heads, kv_heads, causal, block)))((), qkv if mask is None else (qkv, mask))
+        y = jit(predict(layer))((), qkv if mask is None else (qkv, mask))
     y = y if mask is None else y[0]
     wanted = [loops(qkv[n], heads, kv_heads, causal, None if mask is None else mask[n]) for n in range(2)]
     np.testing.assert_allclose(y, wanted, rtol=1e-12, atol=1e-13)
@@ -81,8 +82,9 @@ def test_pytorch_has_the_same_attention(heads, kv_heads, causal, masked, block):
     qkv, dy = normal(2, 7, (heads + 2 * kv_heads) * 5, dtype=np.float64), normal(2, 7, heads * 5, seed=1, dtype=np.float64)
     mask = np.random.default_rng(2).random((2, 7)) < 0.6
     mask[:, 0] = True
+    layer = attention(heads, kv_heads=kv_heads, causal=causal, block=block)
     with jax.enable_x64(True):
-        y, dx = run(attention(heads, kv_heads, causal, block), (qkv, mask) if masked else qkv, dy)
+        y, dx = run(layer, (qkv, mask) if masked else qkv, dy)
     leaf = torch.tensor(qkv, requires_grad=True)
     q, k, v = leaf.reshape(2, 7, -1, 5).transpose(1, 2).split((heads, kv_heads, kv_heads), dim=1)
     attended = torch.nn.functional.scaled_dot_product_attention(
@@ -96,8 +98,8 @@ def test_pytorch_has_the_same_attention(heads, kv_heads, causal, masked, block):
 @pytest.mark.parametrize(("block", "causal"), [(1, True), (3, True), (5, True), (5, False), (4, False), (50, True)])
 def test_blocks_change_nothing_but_rounding(causal, block):
     qkv, dy = normal(2, 12, 24), normal(2, 12, 12, seed=1)
-    y, dx = run(attention(4, 2, causal, block), qkv, dy)
-    wanted, dwanted = run(attention(4, 2, causal), qkv, dy)
+    y, dx = run(attention(4, kv_heads=2, causal=causal, block=block), qkv, dy)
+    wanted, dwanted = run(attention(4, kv_heads=2, causal=causal), qkv, dy)
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dx, dwanted, rtol=1e-5, atol=2e-6)
 
@@ -109,7 +111,7 @@ def test_jax_nn_has_the_same_attention():
         q, k, v = jnp.split(qkv.reshape(2, 6, 8, 5), (4, 6), axis=2)
         return jax.nn.dot_product_attention(q, k, v, is_causal=True).reshape(2, 6, 20)
 
-    y, dx = run(attention(4, 2, causal=True), qkv, dy)
+    y, dx = run(attention(4, kv_heads=2, causal=True), qkv, dy)
     wanted, pullback = jax.vjp(of_jax, qkv)
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(dx, pullback(dy)[0], rtol=1e-5, atol=2e-6)

@@ -36,7 +36,8 @@ from fbackprop.comparison.bench.work import Work, checkpointed
 KEY = jax.random.key(0)
 CLASSES = softmax_cross_entropy()
 SMALL = {"mlp": (mlp((8, 8)), (4, 12)), "cnn": (convnet((4, 6)), (4, 8, 8, 1)), "resnet": (resnet((4, 8)), (4, 8, 8, 3)),
-         "lstm": (lstm_classifier(8), (4, 16, 6)), "gpt": (gpt(31, 16, 16, 4, 2), (2, 16))}
+         "lstm": (lstm_classifier(8), (4, 16, 6)),
+         "gpt": (gpt(31, 16, features=16, heads=4, blocks=2), (2, 16))}
 
 
 def small(name):

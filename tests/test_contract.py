@@ -25,6 +25,7 @@ from fbackprop import (
     from_function,
     graft,
     inference,
+    init_opt_state,
     make_step,
     map_layers,
     merge,
@@ -372,7 +373,7 @@ def test_rules_on_a_net_and_on_a_layer_in_it_both_hold(rules):
     # found: down, rebuilding the net for the second rule makes a plain chain again and the first rule is lost without a word
     # (so does inference() to a rewritten combinator)
     value, grads = jax.jit(value_and_grad(CALM, mse()))(WEIGHTS, (X, T))
-    got = jax.jit(value_and_grad(CALM, mse(), rules))(WEIGHTS, (X, T))
+    got = jax.jit(value_and_grad(CALM, mse(), rules=rules))(WEIGHTS, (X, T))
     assert_same(got, (value, jax.tree.map(lambda g: 4 * g, grads)), 1e-6)
 
 
@@ -521,7 +522,7 @@ def test_scan_of_steps_is_the_loop_of_steps():
         value, grads = value_and_grad(NET, mse())(params, batch)
         return update(tx, params, grads, opt_state), value
 
-    carry = PARAMS, tx.init(split(PARAMS)[0])
+    carry = PARAMS, init_opt_state(tx, PARAMS)
     batches = jax.tree.map(lambda a: jnp.stack([a, 2 * a, -a]), (X, T))
     got = jax.jit(partial(jax.lax.scan, step))(carry, batches)
     values, once = [], jax.jit(step)
@@ -580,7 +581,7 @@ def assert_module(fn, params, x, t):
     got = jax.jit(value_and_grad(net, mse()))(params, (x, t))
     assert_same(got, jax.jit(wanted)(params), 1e-5)
     tx = optax.sgd(0.1)
-    stepped, _ = jax.jit(partial(update, tx))(params, got[1], tx.init(params))
+    stepped, _ = jax.jit(partial(update, tx))(params, got[1], init_opt_state(tx, params))
     assert_same(stepped, jax.tree.map(lambda p, g: p - 0.1 * g, params, got[1]), 1e-5)
 
 
@@ -713,7 +714,7 @@ def test_a_hand_written_step_trains_without_autodiff(monkeypatch):
     x = jnp.asarray(np.random.default_rng(0).standard_normal((11, 2, 3)), jnp.float32)  # no other test has these shapes,
     labels = jnp.arange(11) % 4  # so that nothing was traced before
     params, tx, losses = net.init(KEY, x), optax.adam(0.02), []
-    step, opt_state = make_step(value_and_grad(net, softmax_cross_entropy()), tx), tx.init(split(params)[0])
+    step, opt_state = make_step(value_and_grad(net, softmax_cross_entropy()), tx), init_opt_state(tx, params)
     for _ in range(30):
         params, opt_state, metrics = step(params, opt_state, (x, labels))
         losses.append(float(metrics["loss"]))

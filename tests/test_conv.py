@@ -67,14 +67,15 @@ def test_conv2d_is_the_sum_over_its_windows(sizes, kernel, stride, dilation, pad
     groups, c, o = channels
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
     padding = tuple((a, b + max(0, r - n)) for (a, b), r, n in zip(padding, reach, sizes))
-    layer, x = conv2d(o, kernel, stride, padding, dilation, groups), np.random.default_rng(0).standard_normal((2, *sizes, c))
+    layer = conv2d(o, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    x = np.random.default_rng(0).standard_normal((2, *sizes, c))
     assert_loops_agree(layer, x, stride, dilation, [a for a, _ in padding], groups)
 
 
 @settings(max_examples=5, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.sampled_from([1, 2, 6]))
 def test_conv1d_same_has_a_window_every_stride(width, kernel, stride, dilation, groups):
-    layer = conv1d(6, kernel, stride, dilation=dilation, groups=groups)
+    layer = conv1d(6, kernel, stride=stride, dilation=dilation, groups=groups)
     x = np.random.default_rng(0).standard_normal((2, width, 6))
     length = -(-width // stride)
     total = max(0, (length - 1) * stride + (kernel - 1) * dilation + 1 - width)
@@ -157,9 +158,9 @@ def test_sizes_that_are_worth_another_formulation(layer):
 
 
 @pytest.mark.parametrize("layer", [
-    conv2d(4, (2, 3), (2, 1), "VALID", groups=2),
+    conv2d(4, (2, 3), stride=(2, 1), padding="VALID", groups=2),
     pytest.param(conv2d(4, 3), marks=pytest.mark.slow),
-    pytest.param(conv2d(6, 3, 2, groups=6), marks=pytest.mark.slow),
+    pytest.param(conv2d(6, 3, stride=2, groups=6), marks=pytest.mark.slow),
 ], ids=repr)
 def test_jax_transforms_go_through_the_rule(layer):
     """Gradients under jit and vmap, and a Hessian product by jvp of the rule, as jax has them."""
@@ -177,7 +178,7 @@ def test_jax_transforms_go_through_the_rule(layer):
 
 
 def test_leading_axes_are_one_batch():
-    layer, x = conv2d(4, 3, 2), X.reshape(2, 1, 5, 7, 6)
+    layer, x = conv2d(4, 3, stride=2), X.reshape(2, 1, 5, 7, 6)
     with jax.enable_x64(True):
         params, dy = drawn(layer, x)
         y, dparams, dx = run(layer, params, x, dy)
@@ -230,7 +231,8 @@ def test_starts_with_he_over_the_inputs_of_a_window_and_zero_biases():
 
 def test_the_name_is_the_call():
     assert repr(conv2d(4, 3)) == "conv2d(4, 3)"
-    assert repr(conv1d(4, 3, 2, ((2, 0),), bias=False)) == "conv1d(4, 3, stride=2, padding=((2, 0),), bias=False)"
+    call = "conv1d(4, 3, stride=2, padding=((2, 0),), bias=False)"
+    assert repr(conv1d(4, 3, stride=2, padding=((2, 0),), bias=False)) == call
 
 
 def test_the_weight_gradient_needs_little_memory():
@@ -291,15 +293,17 @@ def torch_cases():
     """(layer, x, torch's padding as its F.pad wants it, keyword arguments of F.conv)."""
     row = X[:, 0]
     yield conv1d(4, 3), row, (1, 1), {}
-    yield conv1d(4, 3, 2, ((4, 0),), 2, groups=2), row, (4, 0), {"stride": 2, "dilation": 2, "groups": 2}
+    yield conv1d(4, 3, stride=2, padding=((4, 0),), dilation=2, groups=2), row, (4, 0), {
+        "stride": 2, "dilation": 2, "groups": 2}
     yield conv2d(4, 3), X, (1, 1, 1, 1), {}
     yield conv2d(4, 3, bias=False), X, (1, 1, 1, 1), {}
-    yield conv2d(4, (3, 2), (2, 3), "VALID"), X, (0, 0, 0, 0), {"stride": (2, 3)}
-    yield conv2d(4, 3, (1, 2), ((1, 2), (3, 0)), (2, 1), groups=2), X, (3, 0, 1, 2), {
-        "stride": (1, 2), "dilation": (2, 1), "groups": 2}
-    yield conv2d(6, 3, 2, ((1, 1), (1, 1)), groups=6), X, (1, 1, 1, 1), {"stride": 2, "groups": 6}
+    yield conv2d(4, (3, 2), stride=(2, 3), padding="VALID"), X, (0, 0, 0, 0), {"stride": (2, 3)}
+    both = conv2d(4, 3, stride=(1, 2), padding=((1, 2), (3, 0)), dilation=(2, 1), groups=2)
+    yield both, X, (3, 0, 1, 2), {"stride": (1, 2), "dilation": (2, 1), "groups": 2}
+    yield conv2d(6, 3, stride=2, padding=((1, 1), (1, 1)), groups=6), X, (1, 1, 1, 1), {
+        "stride": 2, "groups": 6}
     yield conv2d(12, 3, groups=6), X, (1, 1, 1, 1), {"groups": 6}
-    yield conv2d(4, 1, 2), X, (0, 0, 0, 0), {"stride": 2}
+    yield conv2d(4, 1, stride=2), X, (0, 0, 0, 0), {"stride": 2}
 
 
 @pytest.mark.peers

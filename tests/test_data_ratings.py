@@ -177,7 +177,7 @@ def test_ids_without_end_make_no_tables_without_end(u_data):
 
 
 def test_a_file_as_long_as_movielens_100k_is_read_in_its_order(u_data):
-    pairs, stars = generate_ratings(943, 1682, density=0.063)
+    pairs, stars = generate_ratings(users=943, items=1682, density=0.063)
     stars = np.clip(np.rint(stars), 1, 5)
     lines = [f"{user + 1}\t{item + 1}\t{star:.0f}\t0" for (user, item), star in zip(pairs.tolist(), stars, strict=True)]
     got, got_stars = load_ratings(u_data(lines))

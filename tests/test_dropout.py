@@ -10,7 +10,22 @@ import numpy as np
 import optax
 import pytest
 
-from fbackprop import Next, State, chain, dense, dropout, inference, make_step, merge, mse, predict, split, value_and_grad, vjp
+from fbackprop import (
+    Next,
+    State,
+    chain,
+    dense,
+    dropout,
+    inference,
+    init_opt_state,
+    make_step,
+    merge,
+    mse,
+    predict,
+    split,
+    value_and_grad,
+    vjp,
+)
 from fbackprop.verify.oracles import quick_jit as jit
 
 KEY = jax.random.key(0)
@@ -125,7 +140,7 @@ def test_a_step_advances_the_key():
     x = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
     params = net.init(KEY, x)
     before = bits(params[1]["key"].value)
-    step, opt_state = make_step(value_and_grad(net, mse()), tx), tx.init(split(params)[0])
+    step, opt_state = make_step(value_and_grad(net, mse()), tx), init_opt_state(tx, params)
     params, opt_state, _ = step(params, opt_state, (x, x[:, :1]))
     assert not np.array_equal(bits(params[1]["key"].value), before)
 

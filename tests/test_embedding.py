@@ -113,7 +113,7 @@ def test_rotary_turns_pairs_of_halves(shape, base):
     half = shape[-1] // 2
     with jax.enable_x64(True):
         x = normal(*shape, dtype=np.float64)
-        y, _, dx = run(rotary(base), (), x, x)
+        y, _, dx = run(rotary(base=base), (), x, x)
     pairs = [(i, i + half) for i in range(half)]
     np.testing.assert_allclose(y, turned(x, base, pairs), rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(dx, turned(x, base, [(b, a) for a, b in pairs]), rtol=1e-12, atol=1e-12)  # the other way round
@@ -185,7 +185,7 @@ def test_bad_input_is_refused(layer, params, x, error, text):
     (lambda: embedding(0, 3), "embedding vocabulary: expected a whole number of at least 1, got 0"),
     (lambda: embedding(5, 3.0), "embedding features: expected a whole number"),
     (lambda: learned_positions(0), "learned_positions length: expected a whole number of at least 1"),
-    (lambda: rotary(0), "rotary base: expected a number > 0"),
+    (lambda: rotary(base=0), "rotary base: expected a number > 0"),
 ])
 def test_options_out_of_range_are_refused(make, text):
     with pytest.raises(ValueError, match=text):

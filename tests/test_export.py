@@ -11,13 +11,13 @@ from fbackprop import (
     PRECISIONS,
     convnet,
     gpt,
+    init_opt_state,
     lstm_classifier,
     mlp,
     mse,
     recommender,
     resnet,
     softmax_cross_entropy,
-    split,
     update,
     value_and_grad,
     with_precision,
@@ -52,7 +52,7 @@ def step_of(name):
     """`(step, leaves)`: one training step, of and to flat lists, which need no registering to become bytes."""
     net, loss, batch = STEPS[name]
     params = net.init(jax.random.key(0), batch if loss is None else batch[0])
-    args, fn = (params, TX.init(split(params)[0]), batch), value_and_grad(net, loss)
+    args, fn = (params, init_opt_state(TX, params), batch), value_and_grad(net, loss)
     leaves, treedef = jax.tree.flatten(args)
 
     def step(leaves):

@@ -21,7 +21,7 @@ ROOT = Path(fbackprop.__file__).parent
 RANKS = (
     ("errors", "dtypes", "facts", "jaxprs", "names"),
     ("checks", "data", "moved"),
-    ("params",),
+    ("params", "calls"),
     ("layer",),
     ("compose", "transform"),
     ("gradients", "precision", "tuning"),

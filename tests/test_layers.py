@@ -450,7 +450,8 @@ def test_pytorch_agrees_in_float64(layer, x, of_torch):
 @pytest.mark.parametrize("make", [
     lambda n: embedding(n, n), lambda n: learned_positions(n), lambda n: attention(n), lambda n: group_norm(n),
     lambda n: repeat(dense(4), n), lambda n: swiglu(n), lambda n: linear_cross_entropy(n, chunk=n),
-    lambda n: gpt(n, n, 4, n, n), lambda n: recommender(n, n), lambda n: softmax_cross_entropy(ignore_index=n),
+    lambda n: gpt(n, n, features=4, heads=n, blocks=n), lambda n: recommender(n, n),
+    lambda n: softmax_cross_entropy(ignore_index=n),
     lambda n: reshape(n, n),
 ], ids=range(11))
 def test_a_numpy_integer_is_a_whole_number(make):

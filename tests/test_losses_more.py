@@ -125,7 +125,7 @@ def test_other_illegal_labels_stay_nan_beside_ignored_ones():
 def test_pytorch_has_the_same_huber(delta):
     torch = pytest.importorskip("torch")
     y, target = 2 * LOGITS, SHARES
-    value, _, (dy, dtarget) = wide_run(huber(delta), (), (y, target), 3.0)
+    value, _, (dy, dtarget) = wide_run(huber(delta=delta), (), (y, target), 3.0)
     a, b = torch.tensor(y, requires_grad=True), torch.tensor(target, requires_grad=True)
     wanted = torch.nn.functional.huber_loss(a, b, delta=delta)
     (3 * wanted).backward()
@@ -151,10 +151,10 @@ def test_pytorch_has_the_same_loss(loss, name, share):
 
 def test_huber_is_half_the_squared_error_inside_and_grows_by_delta_outside():
     e = np.array([-3.0, -0.5, 0.0, 0.5, 3.0])
-    value, _, (dy, _) = wide_run(huber(1.0), (), (e, np.zeros(5)))
+    value, _, (dy, _) = wide_run(huber(delta=1.0), (), (e, np.zeros(5)))
     close(value, np.mean([2.5, 0.125, 0, 0.125, 2.5]))
     close(dy, np.clip(e, -1, 1) / 5)
-    wide = wide_run(huber(100.0), (), (LOGITS, SHARES))[0]
+    wide = wide_run(huber(delta=100.0), (), (LOGITS, SHARES))[0]
     close(2 * wide, wide_run(mse(), (), (LOGITS, SHARES))[0])
 
 
@@ -185,7 +185,8 @@ def test_any_chunk_is_the_dense_and_its_cross_entropy(data):
     h = np.random.default_rng(1).standard_normal((2, 4, 3))
     target = np.int32([[0, 6, 2, 2], [1, 3, 2, 5]])
     params = head(bias=bias)
-    value, dparams, (dh, none) = wide_run(linear_cross_entropy(7, chunk, axis, bias, **options), params, (h, target), 3.0)
+    loss = linear_cross_entropy(7, chunk=chunk, axis=axis, bias=bias, **options)
+    value, dparams, (dh, none) = wide_run(loss, params, (h, target), 3.0)
     x = h @ params["w"].T + params.get("b", 0)
     wanted, _, (dx, _) = wide_run(softmax_cross_entropy(**options), (), (x, target), 3.0)
     close(value, wanted)
@@ -201,7 +202,8 @@ def test_any_chunk_is_the_dense_and_its_cross_entropy(data):
 def test_pytorch_has_the_same_linear_cross_entropy(axis):
     torch = pytest.importorskip("torch")
     h, target, params = LOGITS[:, :3].copy(), np.int32([0, 6, 2, -1, 1, 3, 0]), head(bias=True)
-    loss = linear_cross_entropy(7, 3, axis, bias=True, label_smoothing=0.1, ignore_index=-1)
+    loss = linear_cross_entropy(
+        7, chunk=3, axis=axis, bias=True, label_smoothing=0.1, ignore_index=-1)
     value, dparams, (dh, _) = wide_run(loss, params, (h, target))
     a, w, b = (torch.tensor(leaf, requires_grad=True) for leaf in (h, params["w"], params["b"]))
     wanted = torch.nn.functional.cross_entropy(a @ w.T + b, torch.tensor(target).long(), ignore_index=-1, label_smoothing=0.1)
@@ -213,11 +215,13 @@ def test_pytorch_has_the_same_linear_cross_entropy(axis):
 
 def test_nothing_but_ignored_rows_gives_zero_and_an_illegal_label_nan_in_its_row():
     h = LOGITS[:, :3]
-    for leaf in jax.tree.leaves(wide_run(linear_cross_entropy(7, 2, ignore_index=-1), head(), (h, np.full(7, -1, np.int32)))):
+    ignored = (h, np.full(7, -1, np.int32))
+    loss = linear_cross_entropy(7, chunk=2, ignore_index=-1)
+    for leaf in jax.tree.leaves(wide_run(loss, head(), ignored)):
         assert not np.any(leaf)
     bad = np.int32([0, 6, 7, 2, 1, 3, 0])
     for axis in ("tokens", "vocabulary"):
-        value, _, (dh, _) = wide_run(linear_cross_entropy(7, 2, axis), head(), (h, bad))
+        value, _, (dh, _) = wide_run(linear_cross_entropy(7, chunk=2, axis=axis), head(), (h, bad))
         assert np.isnan(value)
         assert np.all(np.isnan(dh).any(axis=1) == (bad == 7))
 
@@ -252,9 +256,9 @@ def test_the_logits_are_never_whole(axis, chunk):
         params = jax.eval_shape(loss.init, jax.random.key(0), spec)
         return jax.jit(partial(run.__wrapped__, loss)).lower(params, spec).compile().memory_analysis().temp_size_in_bytes
 
-    assert temp(linear_cross_entropy(5000, chunk, axis)) < whole / 4
+    assert temp(linear_cross_entropy(5000, chunk=chunk, axis=axis)) < whole / 4
     assert temp(linear_cross_entropy(5000)) >= whole
-    residuals = jax.eval_shape(linear_cross_entropy(5000, chunk, axis).forward,
+    residuals = jax.eval_shape(linear_cross_entropy(5000, chunk=chunk, axis=axis).forward,
                                {"w": jax.ShapeDtypeStruct((5000, 32), np.float32)}, spec)[1]
     # dh, dw and db, as the backward returns them; or h, target and one number a row
     kept = 512 * 32 + 5000 * 32 + 5000 if axis == "tokens" else 512 * 32 + 2 * 512
@@ -266,7 +270,8 @@ def test_tiles_of_tokens_make_the_logits_once_and_a_loss_alone_makes_no_gradient
     params, product = {"w": jax.ShapeDtypeStruct((5000, 32), np.float32)}, 2 * 512 * 32 * 5000
 
     def products(fn, chunk, axis):
-        return count_flops(partial(fn, linear_cross_entropy(5000, chunk, axis)), params, spec) / product
+        loss = linear_cross_entropy(5000, chunk=chunk, axis=axis)
+        return count_flops(partial(fn, loss), params, spec) / product
 
     for chunk in (None, 128):
         assert products(run.__wrapped__, chunk, "tokens") == pytest.approx(3, abs=0.3)
@@ -278,7 +283,7 @@ def test_tiles_of_tokens_make_the_logits_once_and_a_loss_alone_makes_no_gradient
 
 
 @pytest.mark.parametrize(("make", "text"), [
-    (lambda: huber(0), "huber delta: expected a number > 0"),
+    (lambda: huber(delta=0), "huber delta: expected a number > 0"),
     (lambda: softmax_cross_entropy(label_smoothing=1.0), r"label_smoothing: expected a share in \[0, 1\)"),
     (lambda: softmax_cross_entropy(ignore_index=1.5), "ignore_index: expected a whole number or None"),
     (lambda: linear_cross_entropy(0), "linear_cross_entropy vocabulary: expected a whole number of at least 1"),

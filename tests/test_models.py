@@ -42,7 +42,9 @@ MODELS = {
     "resnet": (resnet((3, 4), blocks=2), softmax_cross_entropy(), (IMAGES, LABELS), (4, 10)),
     "lstm": (lstm_classifier(6), softmax_cross_entropy(), (IMAGES[..., 0], LABELS), (4, 10)),
     "gpt": (gpt(11, 7, features=8, heads=2, blocks=2), None, TOKENS, (2, 7, 11)),
-    "gpt in tiles, written out": (gpt(11, 9, 8, 2, 2, block=4, chunk=3, unroll=True), None, TOKENS, (2, 7, 11)),
+    "gpt in tiles, written out": (
+        gpt(11, 9, features=8, heads=2, blocks=2, block=4, chunk=3, unroll=True),
+        None, TOKENS, (2, 7, 11)),
     "recommender": (recommender(5, 7, rank=3, mean=3.5), mse(), (PAIRS, RATINGS), (9,)),
 }
 
@@ -80,7 +82,8 @@ def test_the_networks_of_the_benchmarks_are_within_reach():
     image = jax.ShapeDtypeStruct((128, 28, 28, 1), jnp.float32)
     assert jax.eval_shape(convnet((32, 64)).init, KEY, image)[7]["w"].shape == (3136, 10)
     photo = jax.ShapeDtypeStruct((32, 32, 32, 3), jnp.float32)
-    assert jax.eval_shape(resnet((32, 64, 128), 2, 32).init, KEY, photo)[-1]["w"].shape == (128, 10)
+    net = resnet((32, 64, 128), blocks=2, stem=32)
+    assert jax.eval_shape(net.init, KEY, photo)[-1]["w"].shape == (128, 10)
     steps = jax.ShapeDtypeStruct((32, 128, 64), jnp.float32)
     assert jax.eval_shape(lstm_classifier(256).init, KEY, steps)[0][1][0]["w"].shape == (256, 1024)
     tokens = jax.ShapeDtypeStruct((4, 512), jnp.int32)

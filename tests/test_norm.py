@@ -19,6 +19,7 @@ from fbackprop import (
     dense,
     group_norm,
     inference,
+    init_opt_state,
     layer_norm,
     make_step,
     merge,
@@ -118,7 +119,8 @@ def test_rule_is_that_of_jax_at_any_shape(kind, leading, half, seed):
 def test_layer_norm_does_not_see_offset_and_size_of_a_row_rms_norm_only_its_size():
     x = normal(3, 5)
     with jax.enable_x64(True):
-        for layer, moved, rest in ((layer_norm(1e-12), 4 + 3 * x, None), (rms_norm(1e-12), 3 * x, 4 + 3 * x)):
+        for layer, moved, rest in ((layer_norm(eps=1e-12), 4 + 3 * x, None),
+                                   (rms_norm(eps=1e-12), 3 * x, 4 + 3 * x)):
             f = lambda x, layer=layer: forward(layer, drawn(layer, x), x)
             np.testing.assert_allclose(f(moved), f(x), rtol=1e-8)
             assert rest is None or not np.allclose(f(rest), f(x), rtol=1e-2)
@@ -164,7 +166,7 @@ def test_what_is_kept_is_x_itself_and_two_numbers_a_group(layer):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0, 0.75, 1.0])
 def test_running_statistics_keep_the_share_of_the_old_and_are_biased(momentum):
-    layer, x = batch_norm(momentum), 2 + 3 * normal(4, 2, 3, dtype=np.float32)
+    layer, x = batch_norm(momentum=momentum), 2 + 3 * normal(4, 2, 3, dtype=np.float32)
     params = drawn(layer, x)
     _, dparams, _ = run(layer, params, x, x)
     for name, of_batch in (("mean", x.mean((0, 1))), ("var", x.var((0, 1), ddof=0))):
@@ -174,7 +176,7 @@ def test_running_statistics_keep_the_share_of_the_old_and_are_biased(momentum):
 
 
 def test_running_statistics_of_many_steps_are_those_of_the_data_and_inference_uses_them():
-    layer = batch_norm(0.5)
+    layer = batch_norm(momentum=0.5)
     x = 2 + 3 * normal(64, 5, dtype=np.float32)
     params = layer.init(KEY, x)
     for _ in range(30):
@@ -204,7 +206,7 @@ def test_a_step_trains_the_weights_and_carries_the_statistics():
     net, tx = chain(dense(4, bias=False), batch_norm(), dense(1)), optax.sgd(0.1)
     x = normal(16, 3, dtype=np.float32)
     params = net.init(KEY, x)
-    step, opt_state = make_step(value_and_grad(net, mse()), tx), tx.init(split(params)[0])
+    step, opt_state = make_step(value_and_grad(net, mse()), tx), init_opt_state(tx, params)
     first = None
     for _ in range(20):
         params, opt_state, metrics = step(params, opt_state, (x, x[:, :1] * 2 + 1))
@@ -268,10 +270,12 @@ def test_shapes_it_cannot_average_over_are_refused(layer, shape, text):
 
 
 @pytest.mark.parametrize(("make", "text"), [
-    (lambda: layer_norm(0), "eps: expected a number > 0, got 0"), (lambda: rms_norm(-1e-6), "eps: expected a number > 0"),
+    (lambda: layer_norm(eps=0), "eps: expected a number > 0, got 0"),
+    (lambda: rms_norm(eps=-1e-6), "eps: expected a number > 0"),
     (lambda: batch_norm(eps=0.0), "eps: expected a number > 0"), (lambda: group_norm(0), "a whole number of at least 1"),
-    (lambda: group_norm(2.0), "a whole number of at least 1"), (lambda: batch_norm(1.5), "a share of the old value, 0 to 1"),
-    (lambda: batch_norm(float("nan")), "a share of the old value"),
+    (lambda: group_norm(2.0), "a whole number of at least 1"),
+    (lambda: batch_norm(momentum=1.5), "a share of the old value, 0 to 1"),
+    (lambda: batch_norm(momentum=float("nan")), "a share of the old value"),
 ])
 def test_options_out_of_range_are_refused(make, text):
     with pytest.raises(ValueError, match=text):
@@ -301,7 +305,7 @@ def test_params_that_do_not_fit_are_refused():
 def torch_cases():
     """name -> (layer, x, the function in torch of (functional, params, x))."""
     shape = {"normalized_shape": (6,)}
-    yield "layer", layer_norm(1e-3), (3, 5, 6), lambda F, p, x: F.layer_norm(
+    yield "layer", layer_norm(eps=1e-3), (3, 5, 6), lambda F, p, x: F.layer_norm(
         x, **shape, weight=p["scale"], bias=p["bias"], eps=1e-3)
     yield "bare layer", layer_norm(scale=False, bias=False), (3, 6), lambda F, p, x: F.layer_norm(x, **shape)
     yield "rms", rms_norm(), (3, 5, 6), lambda F, p, x: F.rms_norm(x, **shape, weight=p["scale"], eps=1e-6)
@@ -343,8 +347,8 @@ def test_running_statistics_are_those_of_pytorch_but_for_its_unbiased_variance()
     torch = pytest.importorskip("torch")
     x = 1 + 2 * normal(7, 3)
     with jax.enable_x64(True):
-        params = drawn(batch_norm(0.8), x)
-        _, dparams, _ = run(batch_norm(0.8), params, x, x)
+        params = drawn(batch_norm(momentum=0.8), x)
+        _, dparams, _ = run(batch_norm(momentum=0.8), params, x, x)
     mean, var = (torch.tensor(np.asarray(params[name].value)) for name in ("mean", "var"))
     old = var.numpy().copy()
     torch.nn.functional.batch_norm(torch.tensor(x), mean, var, training=True, momentum=0.2)  # there: the share of the new

@@ -19,9 +19,9 @@ SMALL = {
     "cnn": (convnet((4, 6)), images(3, 8, 8, 2)),
     "resnet": (resnet((4, 8)), images(3, 8, 8, 3)),
     "lstm": (lstm_classifier(8), images(3, 5, 6)),
-    "gpt": (gpt(31, 12, 16, 4, 2), tokens(31, 2, 12)),
-    "gpt50k": (gpt(53, 12, 16, 4, 1), tokens(53, 2, 9)),
-    "gpt2-124m": (gpt(31, 12, 48, 12, 1), tokens(31, 2, 12)),
+    "gpt": (gpt(31, 12, features=16, heads=4, blocks=2), tokens(31, 2, 12)),
+    "gpt50k": (gpt(53, 12, features=16, heads=4, blocks=1), tokens(53, 2, 9)),
+    "gpt2-124m": (gpt(31, 12, features=48, heads=12, blocks=1), tokens(31, 2, 12)),
 }
 BOUNDS = {name: (2e-2, 5e-2) if name == "gpt2-124m" else (1e-5, 1e-4) for name in SMALL}  # bfloat16 has 8 bits
 

@@ -73,7 +73,7 @@ def test_a_few_plans_for_shares_of_what_a_net_needs_and_the_least():
 
 
 def test_a_byte_less_is_the_next_step_and_not_the_last():
-    net, batch = gpt(256, 128, 128, 2, 4), tokens(4, 128)
+    net, batch = gpt(256, 128, features=128, heads=2, blocks=4), tokens(4, 128)
     *_, least = plans(net, None, batch, ())
     needs, costs = temp_bytes(net, None, jax.eval_shape(net.init, jax.random.key(0), batch), batch), [0]
     for _ in range(3):
@@ -107,7 +107,7 @@ def test_bytes_are_predicted_within_a_tenth(name, share):
 def test_the_forecast_of_a_loop_is_near_and_knows_what_recomputing_saves(block):
     """A loop's body runs in XLA's own order. One error for both nets leaves their difference right."""
     batch, exact, predicted = tokens(4, 128), [], []
-    kept = gpt(256, 128, 128, 2, 4, block=block)
+    kept = gpt(256, 128, features=128, heads=2, blocks=4, block=block)
     for net in (kept, replace_rules(kept, "0/0/2/0", checkpoint)):
         params = jax.eval_shape(net.init, jax.random.key(0), batch)
         predicted.append(forecast(jax.make_jaxpr(value_and_grad(net))(params, batch).jaxpr))
@@ -120,7 +120,7 @@ def tokens(batch, length):
     return (jax.ShapeDtypeStruct((batch, length), jnp.int32),) * 2
 
 
-WORDS = (gpt(4096, 64, 32, 2, 2), None, tokens(8, 64))
+WORDS = (gpt(4096, 64, features=32, heads=2, blocks=2), None, tokens(8, 64))
 LONG = (chain(dense(96), attention(1, causal=True), dense(32)), mse(), (jax.ShapeDtypeStruct((2, 512, 32), jnp.float32),) * 2)
 STEPS = (lstm(64), mse(), (jax.ShapeDtypeStruct((16, 64, 64), jnp.float32),) * 2)
 

@@ -53,7 +53,8 @@ LAYERS = {"max": max_pool, "mean": avg_pool, "mean without padding": partial(avg
 @given(two(3, 7), two(1, 3), two(1, 3), two(0, 2), two(0, 2), st.sampled_from(list(LAYERS)), st.booleans())
 def test_pooling_window_by_window(sizes, window, stride, low, high, kind, ties):
     padding = tuple((min(a, k - 1), min(b, k - 1)) for a, b, k in zip(low, high, window))
-    layer, x = LAYERS[kind](window, stride, padding), np.random.default_rng(0).standard_normal((2, *sizes, 2))
+    layer = LAYERS[kind](window, stride=stride, padding=padding)
+    x = np.random.default_rng(0).standard_normal((2, *sizes, 2))
     x = np.round(x) if ties else x
     with jax.enable_x64(True):
         dy = dy_for(layer, x)
@@ -63,7 +64,8 @@ def test_pooling_window_by_window(sizes, window, stride, low, high, kind, ties):
 
 
 @pytest.mark.parametrize(("layer", "window", "stride", "padding"), [
-    (max_pool(), 2, 2, "VALID"), (max_pool(3, 2, "SAME"), 3, 2, "SAME"), (max_pool(3, 1), 3, 1, "VALID")])
+    (max_pool(), 2, 2, "VALID"), (max_pool(3, stride=2, padding="SAME"), 3, 2, "SAME"),
+    (max_pool(3, stride=1), 3, 1, "VALID")])
 def test_ties_go_to_the_same_element_as_in_xla(layer, window, stride, padding):
     x = jnp.asarray(np.maximum(np.round(X), 0), jnp.float32)  # what comes out of a relu: windows of zeros
     dy = jnp.asarray(dy_for(layer, x), jnp.float32)
@@ -82,7 +84,8 @@ def test_of_equal_maxima_the_first_takes_all(layer):
     np.testing.assert_array_equal(dx[0, :, :, 0], [[3, 0], [0, 0]])
 
 
-@pytest.mark.parametrize("layer", [max_pool(), max_pool(2, 2, "SAME"), global_max_pool()], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [max_pool(), max_pool(2, stride=2, padding="SAME"), global_max_pool()], ids=repr)
 def test_a_nan_is_the_maximum_and_takes_the_cotangent(layer):
     x = jnp.asarray([[1.0, 5.0], [np.nan, 7.0]])[None, :, :, None]
     y, dx = run(layer, x, jnp.ones(jax.eval_shape(predict(layer), (), x).shape))
@@ -91,15 +94,18 @@ def test_a_nan_is_the_maximum_and_takes_the_cotangent(layer):
 
 
 def test_padding_is_never_the_maximum():
-    y, dx = run(max_pool(3, 1, "SAME"), jnp.full((1, 2, 2, 1), -5.0), jnp.ones((1, 2, 2, 1)))
+    pool, x = max_pool(3, stride=1, padding="SAME"), jnp.full((1, 2, 2, 1), -5.0)
+    y, dx = run(pool, x, jnp.ones((1, 2, 2, 1)))
     assert np.all(y == -5)
     assert np.sum(dx) == 4
 
 
 def test_padding_counts_in_a_mean_unless_told():
     x = jnp.ones((1, 2, 2, 1))
-    np.testing.assert_allclose(predict(avg_pool(3, 1, "SAME"))((), x), np.full((1, 2, 2, 1), 4 / 9), rtol=1e-6)
-    np.testing.assert_array_equal(predict(avg_pool(3, 1, "SAME", count_include_pad=False))((), x), x)
+    counted = avg_pool(3, stride=1, padding="SAME")
+    left_out = avg_pool(3, stride=1, padding="SAME", count_include_pad=False)
+    np.testing.assert_allclose(predict(counted)((), x), np.full((1, 2, 2, 1), 4 / 9), rtol=1e-6)
+    np.testing.assert_array_equal(predict(left_out)((), x), x)
 
 
 def test_a_maximum_keeps_one_byte_an_output():
@@ -110,7 +116,8 @@ def test_a_maximum_keeps_one_byte_an_output():
     assert jax.tree.leaves(global_avg_pool().forward((), jnp.zeros((2, 4, 6, 3)))[1]) == []
 
 
-@pytest.mark.parametrize("layer", [max_pool(), avg_pool(2, 1), global_max_pool(), global_avg_pool()], ids=repr)
+@pytest.mark.parametrize(
+    "layer", [max_pool(), avg_pool(2, stride=1), global_max_pool(), global_avg_pool()], ids=repr)
 def test_jax_transforms_go_through_the_rule(layer):
     bent = lambda x: jnp.tanh(predict(layer)((), x))
     ours = lambda x: run(layer, x, bent(x))[1]
@@ -142,7 +149,7 @@ def test_leading_axes_and_empty_ones(layer, shape, out):
 
 
 def test_a_convnet_trains_through_it():
-    net = chain(conv2d(4, 3), relu(), max_pool(), conv2d(5, 3, 2), relu(), global_avg_pool())
+    net = chain(conv2d(4, 3), relu(), max_pool(), conv2d(5, 3, stride=2), relu(), global_avg_pool())
     with jax.enable_x64(True):
         params = net.init(jax.random.key(0), jnp.asarray(X))
         bent = lambda params, x: jnp.cos(predict(net)(params, x))
@@ -156,9 +163,11 @@ def test_a_convnet_trains_through_it():
     (lambda: max_pool(0), "max_pool window: expected a whole number of at least 1, or 2 of them, got 0"),
     (lambda: max_pool((2, 2, 2)), r"max_pool window: expected a whole number, a pair, or \(w,\) for one axis, got \(2, 2, 2\)"),
     (lambda: avg_pool(2.0), "avg_pool window: .* got 2.0"),
-    (lambda: avg_pool((3,), (2, 2)), r"avg_pool stride: .* or 1 of them, got \(2, 2\)"),
-    (lambda: max_pool(2, 2, "same"), "max_pool padding: expected 'SAME', 'VALID' or 2 "),
-    (lambda: max_pool(2, 2, ((2, 0), (0, 0))), r"max_pool padding: expected less on each side than the window, \(2, 2\)"),
+    (lambda: avg_pool((3,), stride=(2, 2)), r"avg_pool stride: .* or 1 of them, got \(2, 2\)"),
+    (lambda: max_pool(2, stride=2, padding="same"),
+     "max_pool padding: expected 'SAME', 'VALID' or 2 "),
+    (lambda: max_pool(2, stride=2, padding=((2, 0), (0, 0))),
+     r"max_pool padding: expected less on each side than the window, \(2, 2\)"),
 ])
 def test_options_are_checked(make, text):
     with pytest.raises(ValueError, match=text):
@@ -186,13 +195,16 @@ def torch_cases():
     tied = np.maximum(np.round(X), 0)
     for x in (X, tied):
         yield max_pool(), x, lambda F, x: F.max_pool2d(x, 2)
-        yield max_pool(3, 2, ((1, 1), (1, 1))), x, lambda F, x: F.max_pool2d(x, 3, 2, 1)
+        padded = max_pool(3, stride=2, padding=((1, 1), (1, 1)))
+        yield padded, x, lambda F, x: F.max_pool2d(x, 3, 2, 1)
         yield global_max_pool(), x, lambda F, x: F.adaptive_max_pool2d(x, 1).flatten(1)
-    yield max_pool((3,), 2), row, lambda F, x: F.max_pool1d(x, 3, 2)
-    yield avg_pool((2, 3), (1, 2)), X, lambda F, x: F.avg_pool2d(x, (2, 3), (1, 2))
-    yield avg_pool(3, 2, ((1, 1), (1, 1))), X, lambda F, x: F.avg_pool2d(x, 3, 2, 1)
-    yield avg_pool(3, 2, ((1, 1), (1, 1)), False), X, lambda F, x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False)
-    yield avg_pool((3,), 2, ((1, 1),)), row, lambda F, x: F.avg_pool1d(x, 3, 2, 1)
+    yield max_pool((3,), stride=2), row, lambda F, x: F.max_pool1d(x, 3, 2)
+    yield avg_pool((2, 3), stride=(1, 2)), X, lambda F, x: F.avg_pool2d(x, (2, 3), (1, 2))
+    padded = partial(avg_pool, 3, stride=2, padding=((1, 1), (1, 1)))
+    yield padded(), X, lambda F, x: F.avg_pool2d(x, 3, 2, 1)
+    yield padded(count_include_pad=False), X, lambda F, x: F.avg_pool2d(
+        x, 3, 2, 1, count_include_pad=False)
+    yield avg_pool((3,), stride=2, padding=((1, 1),)), row, lambda F, x: F.avg_pool1d(x, 3, 2, 1)
     yield global_avg_pool(), X, lambda F, x: F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 

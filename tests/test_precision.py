@@ -25,6 +25,7 @@ from fbackprop import (
     gpt,
     graft,
     inference,
+    init_opt_state,
     lstm_classifier,
     make_step,
     mlp,
@@ -300,7 +301,7 @@ def curve(net, loss, batch, steps):
     x = batch if loss is None else batch[0]
     tx = optax.adam(3e-3)
     params = net.init(KEY, x)
-    step, opt_state = make_step(value_and_grad(net, loss), tx), tx.init(split(params)[0])
+    step, opt_state = make_step(value_and_grad(net, loss), tx), init_opt_state(tx, params)
     losses = []
     for _ in range(steps):
         params, opt_state, metrics = step(params, opt_state, batch)

@@ -5,6 +5,7 @@ from math import comb
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fbackprop import Layer, chain, dense, map_layers, mse, repeat, skip, tanh, value_and_grad
@@ -105,3 +106,10 @@ def test_single_steps_copy_no_weights():
     params = jax.eval_shape(net.init, jax.random.key(0), x)
     memory = jax.jit(value_and_grad(scheduled(net, every(1, 8)), mse())).lower(params, (x, x)).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 8 * 256 * 256 * 4
+
+
+def test_numpy_whole_numbers_are_whole_numbers():
+    two, six = np.int64(2), np.int32(6)
+    assert every(two, six) == every(2, 6)
+    assert binomial(two, six) == binomial(2, 6)
+    assert all(type(item) is int for run in every(two, six) for item in run)

@@ -18,6 +18,7 @@ from fbackprop import (
     auto_value_and_grad,
     chain,
     dense,
+    init_opt_state,
     make_step,
     mse,
     skip,
@@ -59,7 +60,7 @@ BY_HAND = jax.jit(value_and_grad(NET, LOSS))
 
 def start(tx, net=NET):
     params = net.init(KEY, X)
-    return params, tx.init(split(params)[0])
+    return params, init_opt_state(tx, params)
 
 
 def counted(value_and_grad):
@@ -225,6 +226,6 @@ def test_lbfgs_learns_with_a_value_fn_of_hand_written_rules():
     f, loss = as_custom_vjp(net), as_custom_vjp(LOSS)
     value_fn = lambda params, batch: loss((), (f(params, batch[0]), batch[1]))
     tx = optax.lbfgs(memory_size=3, linesearch=optax.scale_by_zoom_linesearch(max_linesearch_steps=8))
-    params, losses = train(make_step(value_and_grad(net, LOSS), tx, value_fn), *start(tx, net), BATCH, 10)
+    params, losses = train(make_step(value_and_grad(net, LOSS), tx, value_fn=value_fn), *start(tx, net), BATCH, 10)
     assert losses[-1] < 0.5 * losses[0]
     assert params[0]["ran"].value == 10  # the line search reads State and does not advance it

@@ -36,8 +36,8 @@ def kept_bytes(net, loss, params, batch):
     (lstm_classifier(6), (jax.ShapeDtypeStruct((4, 3, 8), jnp.float32), LABELS)),
     (lstm_classifier(6, segment=2), (jax.ShapeDtypeStruct((4, 4, 8), jnp.float32), LABELS)),
     (lstm_classifier(6, segment=2, remake="nothing"), (jax.ShapeDtypeStruct((4, 4, 8), jnp.float32), LABELS)),
-    (gpt(11, 6, 8, 2, 3), (TOKENS, TOKENS)),
-    (gpt(11, 6, 8, 2, 3, unroll=True), (TOKENS, TOKENS)),
+    (gpt(11, 6, features=8, heads=2, blocks=3), (TOKENS, TOKENS)),
+    (gpt(11, 6, features=8, heads=2, blocks=3, unroll=True), (TOKENS, TOKENS)),
 ], ids=lambda value: getattr(value, "name", "")[:40])
 def test_parameters_and_bytes_add_up(net, batch):
     loss = None if "linear_cross_entropy" in net.name else cross_entropy()

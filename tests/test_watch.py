@@ -28,6 +28,7 @@ from fbackprop import (
     graft,
     identity,
     inference,
+    init_opt_state,
     make_step,
     microbatches,
     mse,
@@ -202,7 +203,7 @@ def test_params_without_probes_and_nets_with_them_are_refused_with_a_hint():
 def test_a_watched_net_trains_and_its_probes_hold_the_last_step():
     net = watch(chain(thin(4), tanh(), thin(3)))
     params, tx = net.init(KEY, X), optax.sgd(0.1)
-    step, opt_state = make_step(value_and_grad(net, mse()), tx), tx.init(split(params)[0])
+    step, opt_state = make_step(value_and_grad(net, mse()), tx), init_opt_state(tx, params)
     for _ in range(3):
         before = jax.tree.map(jnp.copy, params)
         params, opt_state, metrics = step(params, opt_state, (X, T))
@@ -238,7 +239,7 @@ def test_activation_gradients_are_those_of_an_added_zero(wrap):
 
 @pytest.mark.parametrize("unroll", [False, True])
 def test_activation_gradients_inside_repeat_have_an_axis_of_blocks(unroll):
-    net = chain(repeat(chain(thin(5), tanh()), 3, unroll), thin(3))
+    net = chain(repeat(chain(thin(5), tanh()), 3, unroll=unroll), thin(3))
     params = net.init(KEY, X)
 
     def value(zeros):

@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
     with as_problem(f"{options.model}: "):
         take = of_work if options.against else of_model
         net, loss, params, batch, narrow = take(options)
-        found = compare(net, loss, params, batch, options.pairs)
+        found = compare(net, loss, params, batch, pairs=options.pairs)
     console = screen()
     bound = None if narrow else TOLERANCE["float32"]  # rounding says nothing of bfloat16
     show(console, found, bound)

@@ -81,7 +81,7 @@ class Comparison:
         return {**{key: value for key, value in asdict(self).items() if key != "time"}, "ratio": ratio}
 
 
-def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int = 20, layers: bool = True) -> Comparison:
+def compare(net: Layer, loss: Layer | None, params: Tree, batch: Tree, *, pairs: int = 20, layers: bool = True) -> Comparison:
     """Measures both programs on one batch, in turns, `pairs` times. layers=False skips the layers.
 
     Raises what the layers raise on a wrong batch or wrong params.
@@ -105,14 +105,14 @@ def compare(net: Layer, loss: Layer | None, params: Tree, batch: Any, pairs: int
                       largest_error(net, loss, params, batch))
 
 
-def largest_error(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> float:
+def largest_error(net: Layer, loss: Layer | None, params: Tree, batch: Tree) -> float:
     """Returns the largest gradient error of any leaf; its noise is the largest of a dozen draws."""
     measure = gradient_error(net, loss)
     draws = [measure(params, batch, seed)[0] for seed in range(4)]
     return float(np.max([np.min([draw[path] for draw in draws]) for path in draws[0]], initial=0.0))  # NaN stays NaN
 
 
-def value_of(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Any:
+def value_of(net: Layer, loss: Layer | None, params: Tree, batch: Tree) -> Any:
     """Returns the loss without gradients: the cost of inference."""
     return predict(objective(net, loss))(params, batch)
 
@@ -129,7 +129,7 @@ def take_turns(programs: Mapping[str, Callable[[], Any]], pairs: int) -> dict[st
     return {name: np.array(each) for name, each in spent.items()}
 
 
-def of_layers(net: Layer, loss: Layer | None, params: Tree, batch: Any, rounds: int) -> list[LayerCost]:
+def of_layers(net: Layer, loss: Layer | None, params: Tree, batch: Tree, rounds: int) -> list[LayerCost]:
     """Returns a LayerCost per layer without parts, the loss last."""
     found = calls(net, loss, params, batch)
     auto_kept = {row.path: row.kept_bytes for row in summarize(automatic(objective(net, loss)), None, params, batch)}
@@ -197,7 +197,7 @@ class Call(NamedTuple):
     dy: Any
 
 
-def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str, Call]:
+def calls(net: Layer, loss: Layer | None, params: Tree, batch: Tree) -> dict[str, Call]:
     """Returns, by path, every layer without parts that the backward comes to, the loss last."""
     layers: dict[str, Layer] = {}
     losses: dict[str, Layer] = {}
@@ -210,7 +210,7 @@ def calls(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> dict[str,
     recorded = map_layers_with_path(net, recalled)
 
     @jax.jit
-    def run(params: Tree, batch: Any) -> Any:
+    def run(params: Tree, batch: Tree) -> Any:
         _, grads = value_and_grad(recorded, loss)(beside_records(recorded, loss, params, batch), batch)
         to_loss: dict[str, Any] = {}
 

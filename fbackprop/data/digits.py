@@ -48,7 +48,7 @@ def load_mnist5k(path: str | PathLike[str] = MNIST5K) -> Pair:
         return arrays["x"], arrays["y"].astype(np.int32)
 
 
-def split(labels: np.ndarray, test_size: int = 1000, seed: int = 0) -> Pair:
+def split(labels: np.ndarray, *, test_size: int = 1000, seed: int = 0) -> Pair:
     """Returns the indices (train, test) of a stratified split, both shuffled, fixed by `seed`.
 
     They are disjoint and together all of 0..N-1. Every class has its share of the test set, to

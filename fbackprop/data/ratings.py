@@ -36,7 +36,7 @@ FIELDS = {  # name -> (pattern, in words)
 # ---- generated ratings
 
 
-def generate_ratings(users: int = 600, items: int = 400, rank: int = 4, noise: float = NOISE, density: float = 0.4,
+def generate_ratings(*, users: int = 600, items: int = 400, rank: int = 4, noise: float = NOISE, density: float = 0.4,
                      seed: int = 0) -> Pair:
     """Returns (pairs, ratings) of a share `density` of all users x items: 96,000 by default.
 

@@ -161,7 +161,7 @@ def held_out_windows(ids: np.ndarray, length: int) -> Pair:
 # ---- the baseline
 
 
-def bigram_loss(train_ids: np.ndarray, test_ids: np.ndarray, V: int, smoothing: float = 1.0) -> float:
+def bigram_loss(train_ids: np.ndarray, test_ids: np.ndarray, V: int, *, smoothing: float = 1.0) -> float:
     """Returns the mean negative log-likelihood of `test_ids[1:]`, in nats: a baseline.
 
         p(b | a) = (count of a b in train_ids + s) / (count of a + s V)

@@ -7,6 +7,7 @@ dropout mask and a clipped norm are those of the whole batch by construction, wh
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import jax
@@ -48,7 +49,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.device_put(tree, whole_on(mesh))
 
 
-def shard(batch: Any, mesh: Mesh) -> Any:
+def shard(batch: Tree, mesh: Mesh) -> Tree:
     """`batch` with the leading axis of every leaf split over the devices: each is sent its share alone.
 
     A batch that the devices do not divide is sent whole to each, for jax has no array in unequal parts; `data_parallel` divides
@@ -67,7 +68,7 @@ def data_parallel(value_and_grad: ValueAndGrad, mesh: Mesh) -> ValueAndGrad:
     Any number of examples: XLA fills the last share up and leaves what it filled in out of every sum.
     """
 
-    def run(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+    def run(params: Tree, batch: Tree, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, grads = value_and_grad(params, jax.lax.with_sharding_constraint(batch, split_over(mesh)), seed)
         return jax.lax.with_sharding_constraint((value, grads), whole_on(mesh))
 
@@ -85,7 +86,7 @@ def split_over(mesh: Mesh) -> NamedSharding:
 
 
 def _expect_count(n: Any) -> None:
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+    if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
         raise Problem(f"devices: expected a whole number of at least 1, got {n!r}")
 
 

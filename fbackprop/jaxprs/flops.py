@@ -25,7 +25,7 @@ MOVES = {
 REDUCTIONS = ("reduce_", "argmax", "argmin", "cum", "scatter", "sort")
 
 
-def count_flops(fn: Callable, *args: Any) -> int:
+def count_flops(fn: Callable[..., Any], *args: Any) -> int:
     """Counts the FLOPs of `fn(*args)`; the arguments may be ShapeDtypeStructs."""
     return flops_of(jax.make_jaxpr(fn)(*args).jaxpr)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,11 @@ from ..checks import expect
 from ..dtypes import wide_dtype
 from ..params import Tree
 
-Initializer = Callable[..., jax.Array]
+
+class Initializer(Protocol):
+    """Draws a weight, as those of `jax.nn.initializers` do."""
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any, /) -> jax.Array: ...
 
 
 def einsum(letters: str, a: jax.Array, b: jax.Array) -> jax.Array:

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect, expect_array, expect_floating, expect_whole
 from ..dtypes import wide
 from ..facts import given
@@ -66,7 +67,9 @@ class _Blocks(NamedTuple):
     there: jax.Array | None
 
 
-def attention(heads: int, kv_heads: int | None = None, causal: bool = False, block: int | None = None) -> Layer:
+@by_name("embed_dim heads", "the width is taken from x")
+def attention(heads: int, *, kv_heads: int | None = None, causal: bool = False,
+              block: int | None = None) -> Layer:
     """softmax(q k^T / sqrt(C)) v. x (..., T, (heads + 2 kv_heads) C) -> y (..., T, heads C), or (x, mask) -> (y, mask).
 
     `kv_heads`: key/value heads, `heads` unless given; query head h reads key/value head h // (heads // kv_heads).
@@ -77,9 +80,10 @@ def attention(heads: int, kv_heads: int | None = None, causal: bool = False, blo
     block = None if block is None else expect_whole("attention block", block)
     expect(heads % shared == 0, "attention kv_heads", f"a divisor of heads = {heads}", repr(kv_heads))
     form = _Form(heads, shared, causal, block)
-    options = given(attention, heads, kv_heads=kv_heads, causal=causal, block=block)
+    chosen: dict[str, Any] = {"kv_heads": kv_heads, "causal": causal}
+    options = given(attention, heads, **chosen, block=block)
     tuning = tile_tuning("block", block, lambda x: jax.tree.leaves(x)[0].shape[-2],
-                         partial(attention, heads, kv_heads, causal))
+                         lambda size: attention(heads, **chosen, block=size))
     return parameterless("attention", partial(_forward, form), partial(_backward, form), options,
                          partial(_checked, form), tuning)
 

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import at, expect, expect_floating
+from ..calls import by_name
+from ..checks import at, expect, expect_floating, is_whole
 from ..compose import expect_parts
 from ..dtypes import wide
 from ..facts import given
@@ -82,6 +83,7 @@ def _side_by_side(maker: Callable[..., Layer], layers: tuple[Layer, ...],
                  rebuild=lambda parts: maker(*parts))
 
 
+@by_name()
 def add() -> Layer:
     """(x0, x1, ...) -> x0 + x1 + ..., all of one shape and dtype."""
 
@@ -93,8 +95,10 @@ def add() -> Layer:
     return parameterless("add", forward, lambda count, dy: (dy,) * count.value, check=anything)
 
 
+@by_name()
 def concat(axis: int = -1) -> Layer:
     """(x0, x1, ...) -> their concatenation along `axis`."""
+    expect(is_whole(axis), "concat axis", "a whole number", repr(axis))
 
     def forward(x: Any) -> tuple[jax.Array, Static]:
         _expect_arrays(x)
@@ -111,6 +115,7 @@ def concat(axis: int = -1) -> Layer:
     return parameterless("concat", forward, backward, given(concat, axis), anything)
 
 
+@by_name()
 def dot() -> Layer:
     """(x0, x1), both (..., D) -> y (...): the product of two vectors."""
 

@@ -26,17 +26,32 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ..checks import expect, expect_floating, expect_params
+from ..calls import by_name
+from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..facts import given
 from ..layer import Layer
 from ..params import Tree
 from .algebra import Initializer, affine_init, bias_gradient, plus_bias, rows
 from .kernels import convolution as fast
-from .kernels.windows import Windows, checked_padding, per_axis, windows
+from .kernels.windows import (
+    Padding1d,
+    Padding2d,
+    Size1d,
+    Size2d,
+    Windows,
+    checked_padding,
+    per_axis,
+    windows,
+)
+
+ELSEWHERE = ("in_channels features kernel stride padding dilation groups bias",
+             "the number of channels is taken from x")
 
 
-def conv1d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", dilation: Any = 1, groups: int = 1,
-           bias: bool = True, w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
+@by_name(*ELSEWHERE)
+def conv1d(features: int, kernel: Size1d, *, stride: Size1d = 1, padding: Padding1d = "SAME",
+           dilation: Size1d = 1, groups: int = 1, bias: bool = True,
+           w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
     """x (B..., W, C) -> y (B..., length, features); params {"w": (kernel, C // groups, features), "b": (features,)}.
 
     `padding`: "SAME", "VALID" or ((low, high),); `((kernel - 1, 0),)` looks only back in time. The rest as `conv2d`.
@@ -44,8 +59,10 @@ def conv1d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", d
     return _conv(conv1d, 1, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
 
 
-def conv2d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", dilation: Any = 1, groups: int = 1,
-           bias: bool = True, w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
+@by_name(*ELSEWHERE)
+def conv2d(features: int, kernel: Size2d, *, stride: Size2d = 1, padding: Padding2d = "SAME",
+           dilation: Size2d = 1, groups: int = 1, bias: bool = True,
+           w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
     """x (B..., H, W, C) -> y (B..., *length, features); params {"w": (kh, kw, C // groups, features), "b": (features,)}.
 
     `kernel`, `stride`, `dilation`: a whole number for both axes, or a pair. `padding`: "SAME", "VALID" or two (low, high)
@@ -54,12 +71,14 @@ def conv2d(features: int, kernel: Any, stride: Any = 1, padding: Any = "SAME", d
     return _conv(conv2d, 2, features, kernel, stride, padding, dilation, groups, bias, w_init, b_init)
 
 
-def _conv(maker: Callable, axes: int, features: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
-          bias: bool, w_init: Initializer | None, b_init: Initializer | None) -> Layer:
+def _conv(maker: Callable, axes: int, features: int, kernel: Any, stride: Any, padding: Any,
+          dilation: Any, groups: int, bias: bool, w_init: Initializer | None,
+          b_init: Initializer | None) -> Layer:
     kind = maker.__name__
     options = given(maker, features, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=bias,
                     w_init=w_init, b_init=b_init)
-    (features,), (groups,) = per_axis(f"{kind} features", features, 1), per_axis(f"{kind} groups", groups, 1)
+    features = expect_whole(f"{kind} features", features)
+    groups = expect_whole(f"{kind} groups", groups)
     size, step, spread = (per_axis(f"{kind} {what}", value, axes) for what, value in
                           (("kernel", kernel), ("stride", stride), ("dilation", dilation)))
     padding = checked_padding(f"{kind} padding", padding, axes)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..calls import by_name
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide_dtype
 from ..facts import given
@@ -26,7 +27,9 @@ from ..params import Tree
 from .algebra import Initializer, affine_init, bias_gradient, matmul, plus_bias, weight_gradient
 
 
-def dense(features: int, bias: bool = True, w_init: Initializer | None = None, b_init: Initializer | None = None) -> Layer:
+@by_name("in_features features bias", "the number of inputs is taken from x")
+def dense(features: int, *, bias: bool = True, w_init: Initializer | None = None,
+          b_init: Initializer | None = None) -> Layer:
     """y = x w + b. x (..., I) -> y (..., features); params {"w": (I, features), "b": (features,)}, no "b" with bias=False.
 
     `w_init` and `b_init` are `jax.nn.initializers`: He normal (right before relu) and zeros unless given;

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..calls import by_name
 from ..checks import expect, expect_floating, expect_params
 from ..dtypes import wide
 from ..facts import given
@@ -25,6 +26,7 @@ from ..layer import Layer, twinned
 from ..params import Next, State, Tree
 
 
+@by_name()
 def dropout(rate: float) -> Layer:
     """y = x / (1 - rate) with probability 1 - rate, else 0. params {"key": State}, drawn at init, replaced at every backward.
 

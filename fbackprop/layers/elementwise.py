@@ -29,12 +29,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import pi, sqrt
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect
 from ..dtypes import wide
 from ..facts import Option, given
@@ -88,6 +89,9 @@ TABLE: dict[str, Function] = {
                     lambda y, a: jnp.where(y > 0, 1, y + a), "y"),
 }
 
+Activation: TypeAlias = Literal[
+    "identity", "relu", "leaky_relu", "sigmoid", "tanh", "gelu", "silu", "softplus", "elu"]
+
 
 def _elementwise(function: str, *option: Any, options: tuple[Option, ...] = ()) -> Layer:
     row = TABLE[function]
@@ -105,16 +109,19 @@ def _elementwise(function: str, *option: Any, options: tuple[Option, ...] = ()) 
     return parameterless(function, forward, backward, options)
 
 
+@by_name()
 def identity() -> Layer:
     """y = x, any pytree: beside another layer in `parallel` it hands a mask or a target on."""
     return parameterless("identity", lambda x: (x, ()), lambda _, dy: dy, check=anything)
 
 
+@by_name()
 def relu() -> Layer:
     """y = max(x, 0); derivative 0 at 0."""
     return _elementwise("relu")
 
 
+@by_name()
 def leaky_relu(slope: float = 0.01) -> Layer:
     """y = x for x >= 0, slope x below; derivative 1 at 0. ValueError unless slope > 0.
 
@@ -124,31 +131,37 @@ def leaky_relu(slope: float = 0.01) -> Layer:
     return _elementwise("leaky_relu", slope, options=given(leaky_relu, slope))
 
 
+@by_name()
 def sigmoid() -> Layer:
     """y = 1 / (1 + exp(-x)); derivative at most 1/4."""
     return _elementwise("sigmoid")
 
 
+@by_name()
 def tanh() -> Layer:
     """y = tanh x; derivative 1 at 0, below 1 elsewhere."""
     return _elementwise("tanh")
 
 
-def gelu(approximate: bool = True) -> Layer:
+@by_name()
+def gelu(*, approximate: bool = True) -> Layer:
     """y = x Phi(x), in its tanh form unless approximate=False, as `jax.nn.gelu`."""
     return _elementwise("gelu", approximate, options=given(gelu, approximate=approximate))
 
 
+@by_name()
 def silu() -> Layer:
     """y = x sigmoid(x), also called swish."""
     return _elementwise("silu")
 
 
+@by_name()
 def softplus() -> Layer:
     """y = log(1 + exp x), natural logarithm."""
     return _elementwise("softplus")
 
 
+@by_name()
 def elu(alpha: float = 1.0) -> Layer:
     """y = x for x > 0, alpha (exp x - 1) below; derivative alpha at 0. ValueError unless alpha > 0."""
     expect(alpha > 0, "elu alpha", "a number > 0", repr(alpha))

@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..calls import by_name
 from ..checks import expect, expect_array, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
@@ -34,7 +35,8 @@ from .parameterless import parameterless
 INIT = jax.nn.initializers.normal(0.02)  # small against what the layers behind add: Radford et al. 2018, section 4.1
 
 
-def embedding(vocabulary: int, features: int, w_init: Initializer | None = None) -> Layer:
+@by_name()
+def embedding(vocabulary: int, features: int, *, w_init: Initializer | None = None) -> Layer:
     """y = w[x]. x (...) integers in 0..vocabulary-1 -> y (..., features); params {"w": (vocabulary, features)}.
 
     `w_init` is a `jax.nn.initializers`: normal with standard deviation 0.02 unless given.
@@ -63,6 +65,7 @@ def embedding(vocabulary: int, features: int, w_init: Initializer | None = None)
     return Layer("embedding", init, forward, backward, given(embedding, vocabulary, features, w_init=w_init))
 
 
+@by_name()
 def learned_positions(length: int) -> Layer:
     """y_t = x_t + w_t. x (..., T, D) with T <= length; params {"w": (length, D)}, small normal numbers at the start."""
     length = expect_whole("learned_positions length", length)
@@ -87,7 +90,8 @@ def learned_positions(length: int) -> Layer:
     return Layer("learned_positions", init, forward, backward, given(learned_positions, length))
 
 
-def rotary(base: float = 10000.0) -> Layer:
+@by_name("width base", "the width is taken from x")
+def rotary(*, base: float = 10000.0) -> Layer:
     """Turns the pair (x_i, x_{i + D/2}) of step t by t base^(-2 i / D). x (..., T, D), D even; a product of two vectors so
     turned depends on their distance in time alone. Halves are paired, not neighbours.
     """

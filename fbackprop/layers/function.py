@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from ..calls import by_name
 from ..dtypes import combine, partition
 from ..facts import Option
 from ..layer import Layer
@@ -42,6 +43,7 @@ def vjp_by_jax(fn: Function, params: Tree, x: Any) -> tuple[Any, Callable[[Any],
     return combine(y, rest), pullback
 
 
+@by_name()
 def from_function(fn: Function, init: Callable[[jax.Array, Any], Tree] | None = None) -> Layer:
     """`fn(params, x) -> y`, any JAX code, as a Layer; `init(key, x) -> params`, () without one. State passes unchanged."""
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from ..calls import by_name
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide
 from ..facts import given
@@ -27,8 +28,11 @@ from ..params import Tree
 from .algebra import Initializer, draw, matmul, weight_gradient
 from .elementwise import TABLE
 
+ELSEWHERE = ("in_features hidden", "the number of inputs is taken from x")
 
-def swiglu(hidden: int, w_init: Initializer | None = None) -> Layer:
+
+@by_name(*ELSEWHERE)
+def swiglu(hidden: int, *, w_init: Initializer | None = None) -> Layer:
     """y = (silu(x gate) * (x up)) down. x (..., D) -> y (..., D); params {"gate", "up": (D, hidden), "down": (hidden, D)}.
 
     `w_init` is a `jax.nn.initializers`: LeCun normal (variance 1 / inputs) unless given.
@@ -36,7 +40,8 @@ def swiglu(hidden: int, w_init: Initializer | None = None) -> Layer:
     return _glu(swiglu, hidden, w_init, "silu")
 
 
-def geglu(hidden: int, w_init: Initializer | None = None) -> Layer:
+@by_name(*ELSEWHERE)
+def geglu(hidden: int, *, w_init: Initializer | None = None) -> Layer:
     """y = (gelu(x gate) * (x up)) down, gelu in its tanh form; otherwise as `swiglu`."""
     return _glu(geglu, hidden, w_init, "gelu", True)
 

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import Option, given
@@ -37,18 +38,21 @@ Axes = tuple[int, ...]
 INIT: dict[str, Callable[..., jax.Array]] = {"scale": jnp.ones, "bias": jnp.zeros}  # and their order in _sums
 
 
-def layer_norm(eps: float = 1e-5, scale: bool = True, bias: bool = True) -> Layer:
+@by_name("normalized_shape eps", "the width is taken from x")
+def layer_norm(*, eps: float = 1e-5, scale: bool = True, bias: bool = True) -> Layer:
     """Over the last axis. x (..., D); params {"scale": (D,), "bias": (D,)}, less what is switched off, () without both."""
     names = ("scale",) * scale + ("bias",) * bias
     return _row_norm("layer_norm", given(layer_norm, scale=scale, bias=bias, eps=eps), names, eps)
 
 
-def rms_norm(eps: float = 1e-6) -> Layer:
+@by_name("normalized_shape eps", "the width is taken from x")
+def rms_norm(*, eps: float = 1e-6) -> Layer:
     """Over the last axis, divided by the root of the mean square, nothing subtracted. x (..., D); params {"scale": (D,)}."""
     return _row_norm("rms_norm", given(rms_norm, eps=eps), ("scale",), eps, centred=False)
 
 
-def group_norm(groups: int, eps: float = 1e-5) -> Layer:
+@by_name("groups num_channels eps", "the number of channels is taken from x")
+def group_norm(groups: int, *, eps: float = 1e-5) -> Layer:
     """Per example over `groups` runs of neighbouring channels and all axes between. x (B, ..., C); params as layer_norm."""
     groups = expect_whole("group_norm groups", groups)
 
@@ -94,7 +98,8 @@ def _row_norm(kind: str, options: tuple[Option, ...], names: tuple[str, ...], ep
     return Layer(kind, init, forward, backward, options)
 
 
-def batch_norm(momentum: float = 0.9, eps: float = 1e-5) -> Layer:
+@by_name("num_features eps", "the number of channels is taken from x")
+def batch_norm(*, momentum: float = 0.9, eps: float = 1e-5) -> Layer:
     """Per channel over the whole batch: all axes but the last. x (..., C), at least (B, C).
 
     params {"scale": (C,), "bias": (C,), "mean": State (C,), "var": State (C,)}; `backward` returns as Next of the running

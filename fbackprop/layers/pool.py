@@ -23,25 +23,41 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect
 from ..dtypes import wide
 from ..facts import Option, given
 from ..layer import Layer
 from ..params import Static
 from .algebra import rows
-from .kernels.windows import Windows, added, checked_padding, per_axis, windows
+from .kernels.windows import (
+    Padding1d,
+    Padding2d,
+    Size1d,
+    Size2d,
+    Windows,
+    added,
+    checked_padding,
+    per_axis,
+    windows,
+)
 from .parameterless import parameterless
 from .rewire import after
 
+Window: TypeAlias = Size1d | Size2d
+Padding: TypeAlias = Padding1d | Padding2d
 
-def max_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID") -> Layer:
+
+@by_name()
+def max_pool(window: Window = 2, *, stride: Window | None = None,
+             padding: Padding = "VALID") -> Layer:
     """The largest element of every window. `window`: a number (H and W alike), a pair, or (w,) for one axis; `stride` alike."""
 
     def reduce(x: jax.Array, places: Windows) -> tuple[jax.Array, jax.Array]:
@@ -62,7 +78,9 @@ def max_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID") -> Lay
     return _pool("max_pool", options, window, stride, padding, reduce, spread)
 
 
-def avg_pool(window: Any = 2, stride: Any = None, padding: Any = "VALID", count_include_pad: bool = True) -> Layer:
+@by_name()
+def avg_pool(window: Window = 2, *, stride: Window | None = None, padding: Padding = "VALID",
+             count_include_pad: bool = True) -> Layer:
     """The mean of every window; `count_include_pad=False` leaves padding out of the divisor. The rest as `max_pool`."""
 
     def shared(total: jax.Array, places: Windows) -> jax.Array:
@@ -145,6 +163,7 @@ def _global(kind: str, reduce: Callable, spread: Callable) -> Layer:
     return parameterless(kind, forward, _spread(dx_of))
 
 
+@by_name()
 def global_avg_pool() -> Layer:
     """The mean of every channel over all axes between the first and the last: x (B, *sizes, C) -> y (B, C)."""
 
@@ -154,6 +173,7 @@ def global_avg_pool() -> Layer:
     return _global("global_avg_pool", lambda x: (jnp.mean(wide(x), axis=1).astype(x.dtype), ()), spread)
 
 
+@by_name()
 def global_max_pool() -> Layer:
     """The largest of every channel over all axes between the first and the last: x (B, *sizes, C) -> y (B, C)."""
 

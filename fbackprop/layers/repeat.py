@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..calls import by_name
 from ..checks import at, expect_like, expect_whole
 from ..compose import expect_layers, expect_parts
 from ..facts import Option, Scan
@@ -28,7 +29,8 @@ from ..layer import Layer
 from ..params import Static, Tree
 
 
-def repeat(layer: Layer, n: int, unroll: bool = False) -> Layer:
+@by_name()
+def repeat(layer: Layer, n: int, *, unroll: bool = False) -> Layer:
     """`layer` n times. unroll=True writes the steps out: longer to compile, more for XLA to fuse."""
     expect_layers("repeat", (layer,))
     n = expect_whole("repeat n", n)
@@ -77,7 +79,7 @@ def repeat(layer: Layer, n: int, unroll: bool = False) -> Layer:
 
     options = (Option("n", n, positional=True), Option("unroll", unroll))[: 1 + unroll]
     return Layer("repeat", init, forward, backward, options, parts=(layer,), scan=Scan("params", n),
-                 rebuild=lambda parts: repeat(parts[0], n, unroll))
+                 rebuild=lambda parts: repeat(parts[0], n, unroll=unroll))
 
 
 def _slice(tree: Tree, k: int) -> Tree:

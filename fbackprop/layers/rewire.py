@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect, show
 from ..dtypes import is_floating
 from ..layer import Layer, wrapper
@@ -29,6 +30,7 @@ from ..params import Next, State, Tree, Wrapped, merge, named_leaves, paths, spl
 BARRIERS_FALL = jax.__version_info__ < (0, 11)  # later ones keep them on a CPU, where the zero would cost a copy of x
 
 
+@by_name()
 def checkpoint(layer: Layer) -> Layer:
     """Keeps only x and runs the forward again in the backward; residuals no rule reads are not made again."""
 
@@ -57,6 +59,7 @@ def after(x: Any, dy: Any) -> tuple[Any, Any]:
     return jax.tree.map(lambda a: a + jnp.broadcast_to(zero.astype(a.dtype), a.shape) if is_floating(a) else a, x), dy
 
 
+@by_name()
 def frozen(layer: Layer) -> Layer:
     """Trains nothing: the trainable half of the params is State that passes unchanged, so it costs no weight gradient."""
 
@@ -78,6 +81,7 @@ def frozen(layer: Layer) -> Layer:
     return wrapper(layer, "frozen", frozen, forward, backward, init, role="freezes")
 
 
+@by_name()
 def tied(net: Layer, ties: Mapping[str, str]) -> Layer:
     """One leaf in two places: `{"1/w": "0/0/w"}` makes 1/w the same weight as 0/0/w, which keeps it (target: source).
 

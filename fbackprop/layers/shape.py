@@ -18,14 +18,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..checks import expect
+from ..calls import by_name
+from ..checks import expect, is_whole
 from ..dtypes import is_floating, wide
 from ..facts import Option, given
 from ..layer import Layer
@@ -35,6 +36,7 @@ from .parameterless import anything, parameterless
 Shape = tuple[int, ...]
 
 
+@by_name("start_dim end_dim", "every axis behind the batch axis is joined")
 def flatten() -> Layer:
     """x (B, ...) -> y (B, product of the rest)."""
 
@@ -47,8 +49,9 @@ def flatten() -> Layer:
 
 def reshape(*shape: int) -> Layer:
     """x (B, ...) -> y (B, *shape): the batch axis stays. One of the sizes may be -1: whatever is left."""
-    ok = all(isinstance(size, Integral) and int(size) >= -1 for size in shape) and shape.count(-1) <= 1
+    ok = all(is_whole(size, -1) for size in shape) and shape.count(-1) <= 1
     expect(ok, "reshape shape", "sizes without the batch axis, at most one of them -1", repr(shape))
+    shape = tuple(map(int, shape))
 
     def move(x: jax.Array) -> jax.Array:
         _expect_batch_axis(x)
@@ -63,7 +66,8 @@ def reshape(*shape: int) -> Layer:
 
 def transpose(*axes: int) -> Layer:
     """y = jnp.transpose(x, axes): `axes` are those of x, the batch axis 0 among them, in the order y has them."""
-    expect(sorted(axes) == list(range(len(axes))), "transpose axes", "each of 0, 1, ... once, the batch axis too", repr(axes))
+    ok = all(map(is_whole, axes)) and sorted(axes) == list(range(len(axes)))
+    expect(ok, "transpose axes", "each of 0, 1, ... once, the batch axis too", repr(axes))
 
     def move(x: jax.Array) -> jax.Array:
         expect(x.ndim == len(axes), "x", f"{len(axes)} axes", x)
@@ -73,6 +77,7 @@ def transpose(*axes: int) -> Layer:
     return _moving("transpose", given(transpose, *axes), move, lambda _, dy: jnp.transpose(dy, back))
 
 
+@by_name()
 def take_last() -> Layer:
     """x (..., T, D) -> y (..., D), the last step in time."""
 
@@ -102,6 +107,7 @@ def _expect_batch_axis(x: jax.Array) -> None:
     expect(x.ndim >= 1, "x", "a batch axis", x)
 
 
+@by_name()
 def scale(factor: float) -> Layer:
     """y = factor x, the factor a fixed number."""
     expect(isinstance(factor, Real) and not isinstance(factor, bool), "scale factor", "a number", repr(factor),

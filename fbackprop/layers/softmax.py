@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ..calls import by_name
 from ..checks import expect
 from ..dtypes import wide
 from ..layer import Layer
@@ -26,6 +27,7 @@ from .parameterless import parameterless
 Function = Callable[..., jax.Array]
 
 
+@by_name("dim", "it runs over the last axis")
 def softmax() -> Layer:
     """y = exp(x) / sum(exp(x)) over the last axis. Before a cross-entropy use `softmax_cross_entropy` on the logits instead."""
 
@@ -36,6 +38,7 @@ def softmax() -> Layer:
     return _over_last_axis("softmax", jax.nn.softmax, dx)
 
 
+@by_name("dim", "it runs over the last axis")
 def log_softmax() -> Layer:
     """y = x - log(sum(exp(x))) over the last axis: finite where the logarithm of softmax's y is not."""
 

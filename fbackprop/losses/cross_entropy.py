@@ -26,16 +26,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect, expect_array, expect_floating
 from ..dtypes import is_floating, wide
 from ..facts import given
 from ..layer import Layer
 from ..layers.algebra import column
 from ..layers.parameterless import anything, parameterless
-from .inputs import check_options, class_numbers, inverse, is_index, several
+from .inputs import ClassWeights, check_options, class_numbers, inverse, is_index, several
 
 
-def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: Any = None, ignore_index: int | None = None) -> Layer:
+@by_name()
+def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: ClassWeights = None,
+                          ignore_index: int | None = None) -> Layer:
     """-log of the softmax probability of the target, in nats, mean over all axes but the last.
 
     Input (logits (..., V), target) or (logits, target, weights): target integers (...) in 0..V-1, or probabilities (..., V);

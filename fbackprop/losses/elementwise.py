@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect, expect_floating
 from ..dtypes import wide
 from ..facts import Option, given
@@ -57,17 +58,20 @@ def _of_difference(kind: str, f: Function, df: Function, mean: bool = True, opti
     return parameterless(kind, forward, backward, options, anything)
 
 
+@by_name()
 def mse() -> Layer:
     """The mean over every element of (y - target)^2."""
     return _of_difference("mse", jnp.square, lambda e: 2 * e)
 
 
+@by_name()
 def half_squared_error() -> Layer:
     """Half the sum over every element, batch included, of (y - target)^2: its gradient is y - target."""
     return _of_difference("half_squared_error", lambda e: 0.5 * jnp.square(e), lambda e: e, mean=False)
 
 
-def huber(delta: float = 1.0) -> Layer:
+@by_name()
+def huber(*, delta: float = 1.0) -> Layer:
     """The mean of (y - target)^2 / 2 up to a difference of delta, growing linearly beyond. ValueError unless delta > 0."""
     expect(delta > 0, "huber delta", "a number > 0", repr(delta))
     clipped = lambda e: jnp.clip(e, -delta, delta)
@@ -75,6 +79,7 @@ def huber(delta: float = 1.0) -> Layer:
     return _of_difference("huber", lambda e: clipped(e) * (e - 0.5 * clipped(e)), clipped, options=given(huber, delta=delta))
 
 
+@by_name()
 def binary_cross_entropy_with_logits() -> Layer:
     """The mean over every element of -t log p - (1 - t) log(1 - p) with p = sigmoid(logit), in nats."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from numbers import Integral
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from ..checks import expect
+from ..checks import expect, is_whole
+
+ClassWeights: TypeAlias = Sequence[float] | ArrayLike | None
 
 
 def several(batch: Any, least: int = 2, most: int = 2, hint: str = "") -> tuple[Any, ...]:
@@ -42,5 +45,5 @@ def inverse(total: jax.Array) -> jax.Array:
 def check_options(label_smoothing: float, ignore_index: int | None) -> None:
     """ValueError unless the options of a cross-entropy make sense."""
     expect(0 <= label_smoothing < 1, "label_smoothing", "a share in [0, 1)", repr(label_smoothing))
-    ok = ignore_index is None or (isinstance(ignore_index, Integral) and not isinstance(ignore_index, bool))
+    ok = ignore_index is None or is_whole(ignore_index)
     expect(ok, "ignore_index", "a whole number or None", repr(ignore_index))

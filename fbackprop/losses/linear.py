@@ -26,13 +26,14 @@ from __future__ import annotations
 from functools import partial
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..calls import by_name
 from ..checks import expect, expect_array, expect_floating, expect_params, expect_whole
 from ..dtypes import wide, wide_dtype
 from ..facts import given
@@ -43,7 +44,8 @@ from ..params import Tree
 from .cross_entropy import legal
 from .inputs import check_options, class_numbers, inverse, is_index, several
 
-AXES = ("tokens", "vocabulary")
+Axis: TypeAlias = Literal["tokens", "vocabulary"]
+AXES: tuple[Axis, ...] = get_args(Axis)
 
 
 class _Form(NamedTuple):
@@ -51,7 +53,7 @@ class _Form(NamedTuple):
 
     vocabulary: int
     chunk: int | None
-    axis: str
+    axis: Axis
     names: tuple[str, ...]
     smoothing: float
     ignore_index: int | None
@@ -62,8 +64,10 @@ class _Form(NamedTuple):
         return self.axis == AXES[0]
 
 
-def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = "tokens", bias: bool = False,
-                         label_smoothing: float = 0.0, ignore_index: int | None = None,
+@by_name()
+def linear_cross_entropy(vocabulary: int, *, chunk: int | None = None, axis: Axis = "tokens",
+                         bias: bool = False, label_smoothing: float = 0.0,
+                         ignore_index: int | None = None,
                          w_init: Initializer | None = None) -> Layer:
     """The mean cross-entropy of the logits h w^T + b: a net's head and its loss. Input (h (..., D), target (...)).
 
@@ -83,7 +87,7 @@ def linear_cross_entropy(vocabulary: int, chunk: int | None = None, axis: str = 
     init = partial(_init, form, w_init or jax.nn.initializers.lecun_normal(in_axis=-1, out_axis=-2))
     whole = lambda x: prod(x[0].shape[:-1]) if form.at_once else vocabulary
     tuning = tile_tuning("chunk", chunk, whole,
-                         lambda size: linear_cross_entropy(vocabulary, size, **made_with))
+                         lambda size: linear_cross_entropy(vocabulary, chunk=size, **made_with))
     return Layer("linear_cross_entropy", init, partial(_forward, form), partial(_backward, form),
                  given(linear_cross_entropy, vocabulary, chunk=chunk, **made_with), tuning=tuning,
                  inference=_linear_logits(form, init))

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..calls import by_name
 from ..checks import expect_array
 from ..dtypes import is_floating, wide
-from .inputs import class_numbers, is_index, several
+from .inputs import ClassWeights, check_options, class_numbers, is_index, several
 
 Weight = Callable[[Any], Any]
 
@@ -23,11 +24,14 @@ def batch_size(batch: Any) -> int:
     return int(leaves[0].shape[0])
 
 
-def token_weight(ignore_index: int | None = None, class_weights: Any = None) -> Weight:
+@by_name()
+def token_weight(*, ignore_index: int | None = None, class_weights: ClassWeights = None) -> Weight:
     """The weight of `(x, target)` or `(x, target, weights)` under a cross-entropy with these options.
 
     The number of targets that are not ignored, each times its class weight and its own: float32, 0 where all are ignored.
     """
+
+    check_options(0, ignore_index)
 
     def weight(batch: Any) -> jax.Array:
         _, target, *rest = several(batch, most=3)

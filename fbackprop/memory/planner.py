@@ -63,7 +63,7 @@ class Plan:
         return repr((sorted(self.schedules.items()), sorted(self.settings.items())))
 
 
-def plan(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float, needs: Needs | None = None) -> Plan:
+def plan(net: Layer, loss: Layer | None, batch: Tree, budget_bytes: float, *, needs: Needs | None = None) -> Plan:
     """Plans `net` so that its loss and gradients on `batch` need at most `budget_bytes` of temporary memory.
 
     Args:
@@ -85,7 +85,7 @@ def plan(net: Layer, loss: Layer | None, batch: Any, budget_bytes: float, needs:
     return _cheapest(found, budget_bytes)
 
 
-def plans(net: Layer, loss: Layer | None, batch: Any, shares: tuple[float, ...] = (3 / 4, 2 / 3, 1 / 2)) -> list[Plan]:
+def plans(net: Layer, loss: Layer | None, batch: Tree, shares: tuple[float, ...] = (3 / 4, 2 / 3, 1 / 2)) -> list[Plan]:
     """Returns the plan for each of these shares of what the net needs as it is, and the one that needs least.
 
     A share without a plan is left out, so is a plan found twice; the list is empty where nothing saves memory.
@@ -110,7 +110,7 @@ def with_plan(net: Layer, found: Plan) -> Layer:
     return with_schedules(with_settings(net, found.settings), found.schedules)
 
 
-def temp_bytes(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> int:
+def temp_bytes(net: Layer, loss: Layer | None, params: Tree, batch: Tree) -> int:
     """Returns XLA's temporary memory of the compiled loss and gradients. Nothing runs."""
     return temp_bytes_of(value_and_grad(net, loss), params, batch)
 
@@ -122,7 +122,7 @@ def temp_bytes_of(fn: Callable[..., Any], *args: Any) -> int:
     return int(analysis.temp_size_in_bytes)
 
 
-def temp_bytes_on(mesh: Mesh, net: Layer, loss: Layer | None, batch: Any) -> int:
+def temp_bytes_on(mesh: Mesh, net: Layer, loss: Layer | None, batch: Tree) -> int:
     """Returns XLA's temporary memory, on each device, of loss and gradients with `batch` (specs) split over `mesh`."""
     whole = whole_on(mesh)
     even = all(leaf.shape[0] % mesh.size == 0 for leaf in jax.tree.leaves(batch))
@@ -135,7 +135,7 @@ def temp_bytes_on(mesh: Mesh, net: Layer, loss: Layer | None, batch: Any) -> int
 class _Search:
     """The plans of one net, each predicted once."""
 
-    def __init__(self, net: Layer, loss: Layer | None, batch: Any, needs: Needs | None = None) -> None:
+    def __init__(self, net: Layer, loss: Layer | None, batch: Tree, needs: Needs | None = None) -> None:
         self.net, self.loss, self.batch = net, loss, batch
         self.measure = needs or (lambda net: temp_bytes(net, loss, self.params, batch))
         self.params = jax.eval_shape(lambda key: objective(net, loss).init(key, batch), jax.random.key(0))

@@ -34,7 +34,7 @@ Schedule: TypeAlias = "tuple[int | Schedule, ...]"
 
 def every(k: int, n: int) -> Schedule:
     """The input of every k-th of n steps."""
-    _expect_count(k, n)
+    k, n = expect_whole("schedule", k), expect_whole("steps of a schedule", n)
     return ((k,),) * (n // k) + (((n % k,),) if n % k else ())
 
 
@@ -45,7 +45,7 @@ def root(n: int) -> Schedule:
 
 def binomial(slots: int, n: int) -> Schedule:
     """At most `slots` inputs held at a time, the first included, one step's residuals, and as few forwards as that allows."""
-    _expect_count(slots, n)
+    slots, n = expect_whole("schedule", slots), expect_whole("steps of a schedule", n)
     return _reversed_in(n, slots - 1)
 
 
@@ -216,8 +216,3 @@ def _of_repeat(layer: Layer, schedule: Schedule) -> Layer:
         return flat[0] if len(flat) == 1 else jax.tree.map(lambda *p: jnp.concatenate(p), *flat), dx
 
     return Layer("run", whole.init, lambda params, x: whole.forward(cut(params), x), backward)
-
-
-def _expect_count(k: Any, n: int) -> None:
-    expect_whole("schedule", k)
-    expect_whole("steps of a schedule", n)

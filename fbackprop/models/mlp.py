@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import jax
 
-from ..checks import expect
+from ..calls import by_name
+from ..checks import expect, expect_wholes
 from ..compose import chain
 from ..layer import Layer
 from ..layers import elementwise
 from ..layers.dense import dense
+from ..layers.elementwise import Activation
 from ..layers.shape import flatten
 
 HE, XAVIER = jax.nn.initializers.he_normal(), jax.nn.initializers.glorot_uniform()
@@ -19,12 +21,15 @@ HE, XAVIER = jax.nn.initializers.he_normal(), jax.nn.initializers.glorot_uniform
 INIT_BEFORE = {"sigmoid": XAVIER, "tanh": XAVIER, "identity": XAVIER}
 
 
-def mlp(hidden: Sequence[int] = (512,), outputs: int = 10, activation: str = "relu") -> Layer:
+@by_name()
+def mlp(hidden: Sequence[int] = (512,), *, outputs: int = 10,
+        activation: Activation = "relu") -> Layer:
     """x (B, ...) -> (B, outputs): flatten, then a dense layer and `activation` per hidden width, then a dense layer.
 
     activation: a name of the elementwise table; it chooses He or Xavier initialisation. The last layer is Xavier's.
     """
     expect(activation in elementwise.TABLE, "mlp activation", f"one of {', '.join(elementwise.TABLE)}", repr(activation))
+    hidden = expect_wholes("mlp hidden", hidden)
     init = INIT_BEFORE.get(activation, HE)
     layers = [layer for width in hidden for layer in (dense(width, w_init=init), getattr(elementwise, activation)())]
     return chain(flatten(), *layers, dense(outputs, w_init=XAVIER))

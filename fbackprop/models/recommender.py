@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 
+from ..calls import by_name
 from ..compose import chain
 from ..layer import Layer
 from ..layers.branch import add, dot, fan_out, parallel
@@ -11,7 +12,8 @@ from ..layers.embedding import embedding
 from ..layers.shape import reshape
 
 
-def recommender(users: int, items: int, rank: int = 8, mean: float = 0.0) -> Layer:
+@by_name()
+def recommender(users: int, items: int, *, rank: int = 8, mean: float = 0.0) -> Layer:
     """(user numbers (B,), item numbers (B,)) -> scores (B,): the product of two vectors of `rank`, and a bias of each.
 
     mean: where the items' biases start, the mean rating.

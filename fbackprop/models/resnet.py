@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..calls import by_name
+from ..checks import expect_whole, expect_wholes
 from ..compose import chain, skip
 from ..layer import Layer
 from ..layers.branch import add, fan_out
@@ -16,13 +18,16 @@ from ..memory.schedule import scheduled
 from .mlp import XAVIER
 
 
-def resnet(stages: Sequence[int] = (32, 64, 128), blocks: int = 2, stem: int | None = None, outputs: int = 10) -> Layer:
+@by_name()
+def resnet(stages: Sequence[int] = (32, 64, 128), *, blocks: int = 2, stem: int | None = None,
+           outputs: int = 10) -> Layer:
     """x (B, H, W, C) -> (B, outputs): a 3x3 stem, `blocks` blocks a stage, the mean over all places, a dense layer.
 
     Every stage but the first begins with stride 2. A block that changes the shape has a 1x1 projection in its shortcut.
     stem: its channels, those of the first stage by default.
     """
-    have = stem or stages[0]
+    stages, blocks = expect_wholes("resnet stages", stages), expect_whole("resnet blocks", blocks)
+    have = stages[0] if stem is None else expect_whole("resnet stem", stem)
     layers = [_conv_norm(have), relu()]
     for stage, channels in enumerate(stages):
         for number in range(blocks):

@@ -29,7 +29,7 @@ class Origin(NamedTuple):
         return f"{self.side} of {'the loss' if self.path == 'loss' else f'layer {self.path}'}"
 
 
-def first_bad(readings: Mapping[str, Reading], params: Tree = None, batch: Any = None, value: Any = None) -> Origin | None:
+def first_bad(readings: Mapping[str, Reading], params: Tree = None, batch: Tree = None, value: Any = None) -> Origin | None:
     """Returns where the first number that is not finite was made, or None when all is finite.
 
     Looks in order of execution: batch, params, forward, loss, backward; leaves out what is None.
@@ -40,7 +40,7 @@ def first_bad(readings: Mapping[str, Reading], params: Tree = None, batch: Any =
     return next(_bad(readings, params, batch, value), None)
 
 
-def _bad(readings: Mapping[str, Reading], params: Tree, batch: Any, value: Any) -> Iterator[Origin]:
+def _bad(readings: Mapping[str, Reading], params: Tree, batch: Tree, value: Any) -> Iterator[Origin]:
     for side, tree in (("batch", batch), ("params", params)):
         for path, leaf in paths(tree).items():
             if is_floating(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,14 @@ def watch(net: Layer) -> Layer:
     return map_layers_with_path(net, watched)
 
 
-def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Array, dict[str, Reading], Tree]]:
+class Measure(Protocol):
+    """One pass with a reading of every layer."""
+
+    def __call__(self, params: Tree, batch: Tree, /, seed: Any = 1.0) -> tuple[jax.Array, dict[str, Reading], Tree]:
+        """Returns (value, readings, grads). seed: the value's cotangent."""
+
+
+def probe(net: Layer, loss: Layer | None = None) -> Measure:
     """Returns `measure(params, batch, seed=1.0) -> (value, readings, grads)`.
 
     The same as `value_and_grad`, with a Reading by layer path. Compiled once. `params` are those of
@@ -48,12 +55,12 @@ def probe(net: Layer, loss: Layer | None = None) -> Callable[..., tuple[jax.Arra
     watched = watch(net)
 
     @jax.jit
-    def run(params: Tree, batch: Any, seed: Any) -> tuple[jax.Array, dict[str, Record], Tree]:
+    def run(params: Tree, batch: Tree, seed: Any) -> tuple[jax.Array, dict[str, Record], Tree]:
         value, grads = value_and_grad(watched, loss)(beside_records(watched, loss, params, batch), batch, seed)
         _, plain = jax.eval_shape(value_and_grad(net, loss), params, batch)
         return value, records(grads, KIND), graft(grads, plain) if paths(plain) else plain
 
-    def measure(params: Tree, batch: Any, seed: Any = 1.0) -> tuple[jax.Array, dict[str, Reading], Tree]:
+    def measure(params: Tree, batch: Tree, seed: Any = 1.0) -> tuple[jax.Array, dict[str, Reading], Tree]:
         value, seen, grads = run(params, batch, seed)
         return value, of_records(jax.device_get(seen)), grads
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def records(tree: Tree, kind: str) -> dict[str, Record]:
     return {path: node for path, node in found if isinstance(node, Record) and node.kind == kind}
 
 
-def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> Tree:
+def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Tree) -> Tree:
     """Adds the Records of `net`, as at the start, to `params` of the same net without Records."""
     keys = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)]
     key = jax.random.key(0, impl=jax.random.key_impl(keys[0]) if keys else None)  # of the kind that State holds
@@ -90,7 +90,14 @@ def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> 
     return jax.tree.map(fill, graft(params, spec))
 
 
-def activation_gradients(net: Layer, loss: Layer | None = None, where: str = "*") -> Callable[[Tree, Any], dict[str, Any]]:
+class ActivationGradients(Protocol):
+    """The gradients of the outputs of layers."""
+
+    def __call__(self, params: Tree, batch: Tree, /) -> dict[str, Any]:
+        """Returns {layer path: dy}."""
+
+
+def activation_gradients(net: Layer, loss: Layer | None = None, *, where: str = "*") -> ActivationGradients:
     """Returns `(params, batch) -> {layer path: dy}`, jitted: the gradient of each layer's output.
 
     `where` is a glob of layer paths, combinators included: `2` that layer, `*` all. dy has the structure and shapes of the
@@ -101,7 +108,7 @@ def activation_gradients(net: Layer, loss: Layer | None = None, where: str = "*"
     recorded = replace_rules(net, where, lambda layer: recording(layer, "dy", jnp.zeros(()), read))
 
     @jax.jit
-    def run(params: Tree, batch: Any) -> dict[str, Any]:
+    def run(params: Tree, batch: Tree) -> dict[str, Any]:
         _, grads = value_and_grad(recorded, loss)(beside_records(recorded, loss, params, batch), batch)
         return {path: record.value for path, record in records(grads, "dy").items()}
 

@@ -33,7 +33,7 @@ class Row:
     kept_bytes: int
 
 
-def summarize(net: Layer, loss: Layer | None, params: Tree, batch: Any) -> list[Row]:
+def summarize(net: Layer, loss: Layer | None, params: Tree, batch: Tree) -> list[Row]:
     """Returns a Row per layer without parts, in the order they run, the loss last.
 
     Traces shapes and computes nothing. Raises what the layers raise on wrong inputs.

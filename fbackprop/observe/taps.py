@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ..layer import Layer, wrapper
 from ..params import Tree
 from ..transform import map_layers_with_path
 
 KIND = "tap"
-See = Callable[[str, Layer, Tree, Any, Any, Any], object]
+
+
+class See(Protocol):
+    """What a tap calls after each forward."""
+
+    def __call__(self, path: str, layer: Layer, params: Tree, x: Any, y: Any, residuals: Any, /) -> object:
+        """Takes what the layer was given and returned. The result is not used."""
 
 
 def tap(net: Layer, see: See) -> Layer:

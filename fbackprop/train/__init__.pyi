@@ -11,6 +11,7 @@ from .step.scaling import all_finite as all_finite
 from .step.scaling import unscale as unscale
 from .step.step import make_step as make_step
 from .step.step import update as update
+from .step.transformation import init_opt_state as init_opt_state
 
 __all__ = [
     "Alert",
@@ -20,6 +21,7 @@ __all__ = [
     "accumulate",
     "adjust",
     "all_finite",
+    "init_opt_state",
     "make_step",
     "microbatches",
     "unscale",

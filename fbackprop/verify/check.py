@@ -70,7 +70,8 @@ def check_network(net: Layer, loss: Layer | None, params: Tree, batch: Any, *, s
     return sum(blamed.values(), Report(())) if blamed else report
 
 
-def check_gradient(fn: Callable, gradient_fn: Callable | None, *args: Any, argnums: int = 0, seed: int = 0) -> Report:
+def check_gradient(fn: Callable[..., Any], gradient_fn: Callable[..., Any] | None, *args: Any,
+                   argnums: int = 0, seed: int = 0) -> Report:
     """Judges `gradient_fn(*args)` as the gradient of the scalar `fn(*args)` in its argument `argnums`, in float64.
 
     gradient_fn None: fn is a `custom_vjp` function of any output, judged by differences and Taylor order alone, since jax would
@@ -82,7 +83,7 @@ def check_gradient(fn: Callable, gradient_fn: Callable | None, *args: Any, argnu
         return check_subject(subject, theta, fixed, rng, ("float64",))
 
 
-def assert_rule(subject: Layer | Callable, *args: Any, **options: Any) -> None:
+def assert_rule(subject: Layer | Callable[..., Any], *args: Any, **options: Any) -> None:
     """Raises AssertionError with the report if anything is WRONG, for tests.
 
     Judges a Layer as `check_layer`, anything else as `check_gradient`.

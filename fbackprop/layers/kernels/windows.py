@@ -11,17 +11,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import product
-from operator import index
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...checks import expect
+from ...checks import expect, is_whole
 
 Sizes = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
+Size1d: TypeAlias = int | tuple[int]
+Size2d: TypeAlias = int | tuple[int, int]
+Pair: TypeAlias = tuple[int, int]
+Padding1d: TypeAlias = Literal["SAME", "VALID"] | tuple[Pair]
+Padding2d: TypeAlias = Literal["SAME", "VALID"] | tuple[Pair, Pair]
 
 
 @dataclass(frozen=True)
@@ -117,23 +121,20 @@ def added(terms: Iterable[jax.Array]) -> jax.Array:
 
 def per_axis(what: str, value: Any, axes: int) -> Sizes:
     """A whole number for every axis, or one each; all at least 1."""
-    try:
-        numbers = tuple(map(index, value)) if isinstance(value, (tuple, list)) else (index(value),) * axes
-    except TypeError:
-        numbers = ()
-    ok = len(numbers) == axes and min(numbers) >= 1 and not isinstance(value, bool)
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+    ok = len(numbers) == axes and all(is_whole(number, 1) for number in numbers)
     expect(ok, what, f"a whole number of at least 1, or {axes} of them", repr(value))
-    return numbers
+    return tuple(map(int, numbers))
 
 
 def checked_padding(what: str, padding: Any, axes: int) -> str | Pads:
     """"SAME", "VALID", or one (low, high) pair of whole numbers an axis."""
-    if padding in ("SAME", "VALID"):
+    if isinstance(padding, str) and padding in ("SAME", "VALID"):
         return padding
     try:
-        pads = tuple((index(low), index(high)) for low, high in padding)
+        pads = tuple((low, high) for low, high in padding)
     except (TypeError, ValueError):
         pads = ()
-    ok = not isinstance(padding, str) and len(pads) == axes and min(map(min, pads)) >= 0
+    ok = len(pads) == axes and all(is_whole(number, 0) for pair in pads for number in pair)
     expect(ok, what, f"'SAME', 'VALID' or {axes} (low, high) pairs of numbers >= 0, one an axis", repr(padding))
-    return pads
+    return tuple((int(low), int(high)) for low, high in pads)

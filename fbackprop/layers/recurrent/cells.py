@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...checks import expect, expect_params
+from ...calls import by_name
+from ...checks import expect, expect_params, expect_whole
 from ...dtypes import wide_dtype
 from ...facts import CellRule, Option
 from ...layer import Layer
@@ -37,6 +38,8 @@ def _cell(kind: str, features: int, gates: int, carried: int, forward: Callable,
     gates: how often x is as wide as h; carried: arrays in the carry; again: see CellRule; bias:
     whether params have a b.
     """
+
+    features = expect_whole(f"{kind} features", features, 0)
 
     def init(key: jax.Array, x: Any) -> Tree:
         dtype = x[1].dtype
@@ -103,6 +106,7 @@ def _w_gradient(residuals: Any, da: jax.Array) -> Tree:
     return {"w": _dw(residuals[0], da)}
 
 
+@by_name("input_size features", "the number of inputs is taken from x")
 def rnn_cell(features: int) -> Layer:
     """h' = tanh(x + h w). carry h (..., H), x (..., H); params {"w": (H, H)}. Keeps h and h'."""
 
@@ -118,6 +122,7 @@ def rnn_cell(features: int) -> Layer:
     return _cell("rnn_cell", features, 1, 1, forward, pull, _w_gradient)
 
 
+@by_name("input_size features", "the number of inputs is taken from x")
 def lstm_cell(features: int) -> Layer:
     """i f g o = x + h w; c' = sigmoid(f) c + sigmoid(i) tanh(g); h' = sigmoid(o) tanh(c').
 
@@ -153,6 +158,7 @@ def lstm_cell(features: int) -> Layer:
     return _cell("lstm_cell", features, 4, 2, forward, pull, _w_gradient, again)
 
 
+@by_name("input_size features", "the number of inputs is taken from x")
 def gru_cell(features: int) -> Layer:
     """r z n = x, u v m = h w; r = sigmoid(r + u), z = sigmoid(z + v), n = tanh(n + r (m + b)); h' = (1 - z) n + z h.
 

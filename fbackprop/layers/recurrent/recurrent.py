@@ -22,7 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ...checks import at, expect, expect_floating
+from ...calls import by_name
+from ...checks import at, expect, expect_floating, is_whole
 from ...compose import expect_layers, expect_parts
 from ...facts import Scan, given
 from ...layer import Layer
@@ -31,7 +32,8 @@ from ..repeat import restore, scan_keeping
 from .cells import halves_of, rule_of
 
 
-def recurrent(cell: Layer, last: bool = False, reverse: bool = False, initial: bool = False,
+@by_name()
+def recurrent(cell: Layer, *, last: bool = False, reverse: bool = False, initial: bool = False,
               truncate: int | None = None) -> Layer:
     """x (B, T, F) -> y (B, T, H) by `cell` at every step. params: a tuple of one tree, the cell's.
 
@@ -42,7 +44,8 @@ def recurrent(cell: Layer, last: bool = False, reverse: bool = False, initial: b
     """
     expect_layers("recurrent", (cell,))
     start = rule_of(cell).start
-    expect(truncate is None or truncate >= 1, "recurrent truncate", "None or at least 1", repr(truncate))
+    truncates = truncate is None or is_whole(truncate, 1)
+    expect(truncates, "recurrent truncate", "None or at least 1", repr(truncate))
     options: dict[str, Any] = {"last": last, "reverse": reverse, "initial": initial,
                                "truncate": truncate}
     rule = _Recurrence(cell, start, **options)

@@ -13,49 +13,69 @@ Source    those of recurrent and of the cells; derivation in docs/derivations/re
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import jax
 
-from ...checks import expect
+from ...calls import by_name
+from ...checks import expect, expect_whole
 from ...compose import chain
 from ...layer import Layer
 from ..dense import dense
 from .cells import gru_cell, lstm_cell, rnn_cell
 from .recurrent import recurrent
-from .segments import by_segments, in_segments, segments
+from .segments import Remake, by_segments, in_segments, segments
 
 XAVIER = jax.nn.initializers.glorot_uniform()
+ELSEWHERE = ("input_size features num_layers",
+             "the number of inputs is taken from x, and several layers are a chain of them")
 
 
-def rnn(features: int, segment: int | None = None, remake: str | None = None, **options: Any) -> Layer:
-    """x (B, T, I) -> y (B, T, H): a dense projection of all steps at once, then `recurrent(rnn_cell(H), **options)`.
+@by_name(*ELSEWHERE)
+def rnn(features: int, *, segment: int | None = None, remake: Remake | None = None,
+        last: bool = False, reverse: bool = False, initial: bool = False,
+        truncate: int | None = None) -> Layer:
+    """x (B, T, I) -> y (B, T, H): a dense projection of all steps, then `recurrent(rnn_cell(H))`.
 
     segment: so many steps at a time, less memory for the same result. remake, of a segment: "gates", the default, keeps x and
     every step's h, "nothing" the gates too, "carries" only the carry before the segment, whose forward then runs again.
+    last, reverse, initial, truncate: as `recurrent`.
     """
-    return _projected(features, rnn_cell(features), segment, remake, options)
+    options = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
+    return _projected("rnn", rnn_cell, 1, features, segment, remake, options)
 
 
-def lstm(features: int, segment: int | None = None, remake: str | None = None, **options: Any) -> Layer:
-    """x (B, T, I) -> y (B, T, H): `recurrent(lstm_cell(H), **options)` on a dense projection; the rest as `rnn`."""
-    return _projected(4 * features, lstm_cell(features), segment, remake, options)
+@by_name(*ELSEWHERE)
+def lstm(features: int, *, segment: int | None = None, remake: Remake | None = None,
+         last: bool = False, reverse: bool = False, initial: bool = False,
+         truncate: int | None = None) -> Layer:
+    """x (B, T, I) -> y (B, T, H): `rnn` with `lstm_cell(H)`."""
+    options = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
+    return _projected("lstm", lstm_cell, 4, features, segment, remake, options)
 
 
-def gru(features: int, segment: int | None = None, remake: str | None = None, **options: Any) -> Layer:
-    """x (B, T, I) -> y (B, T, H): `recurrent(gru_cell(H), **options)` on a dense projection; the rest as `rnn`."""
-    return _projected(3 * features, gru_cell(features), segment, remake, options)
+@by_name(*ELSEWHERE)
+def gru(features: int, *, segment: int | None = None, remake: Remake | None = None,
+        last: bool = False, reverse: bool = False, initial: bool = False,
+        truncate: int | None = None) -> Layer:
+    """x (B, T, I) -> y (B, T, H): `rnn` with `gru_cell(H)`."""
+    options = {"last": last, "reverse": reverse, "initial": initial, "truncate": truncate}
+    return _projected("gru", gru_cell, 3, features, segment, remake, options)
 
 
-def _projected(width: int, cell: Layer, segment: int | None, remake: str | None, options: dict[str, Any]) -> Layer:
-    before, over = dense(width, w_init=XAVIER), recurrent(cell, **options)
-    whole_only = {"truncate", "initial"} & {name for name, value in options.items() if value}
+def _projected(kind: str, cell: Callable[[int], Layer], gates: int, features: int,
+               segment: int | None, remake: Remake | None, options: dict[str, Any]) -> Layer:
+    features = expect_whole(f"{kind} features", features, 0)
+    before, over = dense(gates * features, w_init=XAVIER), recurrent(cell(features), **options)
     if segment is None:
         expect(remake is None, "remake", "a segment beside it", "segment=None", "Give both: segment=16, remake='gates'")
         return _whole(before, over)
-    expect(not whole_only, "segment", "no truncate and no initial beside it", repr(options))
-    return in_segments(before, over, segment, remake or "gates")
+    chosen = {name: value for name, value in options.items() if value}
+    ok = not {"truncate", "initial"} & set(chosen)
+    expect(ok, "segment", "no truncate and no initial beside it", repr(chosen))
+    return in_segments(before, over, segment, remake=remake or "gates")
 
 
 def _whole(before: Layer, over: Layer) -> Layer:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +41,11 @@ from ..repeat import restore, scan_keeping, set_apart
 from .cells import again_of, halves_of, rule_of
 from .recurrent import expect_sequence, one_step
 
-REMAKE = ("nothing", "gates", "carries")
+Remake: TypeAlias = Literal["nothing", "gates", "carries"]
+REMAKE: tuple[Remake, ...] = get_args(Remake)
 
 
-def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") -> Layer:
+def in_segments(before: Layer, over: Layer, size: int, *, remake: Remake = "gates") -> Layer:
     """`before`, on the last axis alone, in front of `over`, a recurrent layer without initial and truncate.
 
     params: a tuple of two trees, as chain(before, over) has. Where a record is taken inside it runs as that chain.
@@ -62,14 +63,17 @@ def in_segments(before: Layer, over: Layer, size: int, remake: str = "gates") ->
         rule = _Segments(before, over, core(over).parts[0], over.scan, size, remake)
     options = (Option("size", size, True), *given(in_segments, remake=remake))
     return Layer("in_segments", whole.init, rule.forward, rule.backward, options, parts=whole.parts,
-                 rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake),
+                 rebuild=lambda parts: in_segments(parts[0], parts[1], size, remake=remake),
                  tuning=by_segments(before, over, lambda x: segments(min(size, x.shape[1]), remake), size, remake))
 
 
 def by_segments(before: Layer, over: Layer, settings: Callable[[Any], Sequence[Setting]], size: int | None = None,
-                remake: str = "gates") -> Tuning:
+                remake: Remake = "gates") -> Tuning:
     """Returns the tuning of a layer that may be `in_segments(before, over, size, remake)`."""
-    apply = lambda setting: in_segments(before, over, setting.get("segment", size), setting.get("remake", remake))
+    def apply(setting: Setting) -> Layer:
+        chosen = setting.get("remake", remake)
+        return in_segments(before, over, setting.get("segment", size), remake=chosen)
+
     return Tuning(("segment", "remake"), settings, apply)
 
 
@@ -191,7 +195,7 @@ def _take(a: jax.Array, i: jax.Array, axis: int = 0) -> jax.Array:
     return lax.dynamic_index_in_dim(a, i, axis, keepdims=False)
 
 
-def segments(size: int, remake: str) -> list[dict[str, Any]]:
+def segments(size: int, remake: Remake) -> list[dict[str, Any]]:
     """Settings that need less than segments of `size`: those that keep less, and of those shorter ones."""
     sizes = [size, *halves(size, 2)]
     thriftier = REMAKE[REMAKE.index(remake):]

@@ -23,7 +23,7 @@ class Alert:
     ended: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Thresholds:
     """When a condition holds, each with its reason; the second of a pair is where it has clearly ended."""
 

@@ -33,10 +33,10 @@ def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> Val
     dropout its mask from each part. Raises ValueError for an empty list.
     """
 
-    def run(params: Tree, microbatches: Any, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
+    def run(params: Tree, microbatches: Tree, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         trainable, state = split(params)
 
-        def add(carry: Any, batch: Any) -> tuple[Any, None]:
+        def add(carry: Any, batch: Tree) -> tuple[Any, None]:
             state, value, sums, total = carry
             w = jnp.asarray(weight(batch), jnp.float32)
             of_part, grads = value_and_grad(merge(trainable, state), batch, seed * w)
@@ -65,7 +65,7 @@ def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> Val
     return run
 
 
-def microbatches(batch: Any, n: int) -> Any:
+def microbatches(batch: Tree, n: int) -> Tree:
     """Returns the batch in n parts along its first axis: stacked when n divides it, else a list.
 
     Raises ValueError when it has fewer than n rows or a leaf without axes.

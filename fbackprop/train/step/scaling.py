@@ -24,7 +24,8 @@ class LossScale(NamedTuple):
     good: Any = np.int32(0)
 
 
-def adjust(loss_scale: LossScale, finite: Any, patience: int = 2000, least: float = 1.0, most: float = 2.0**24) -> LossScale:
+def adjust(loss_scale: LossScale, finite: jax.Array | bool, *, patience: int = 2000, least: float = 1.0,
+           most: float = 2.0**24) -> LossScale:
     """Returns the LossScale of the next step. finite: whether all gradients were; may be traced.
 
     Not finite: half the scale, `least` at least. After `patience` finite steps in a row: twice the scale, `most` at most.

@@ -2,55 +2,85 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ...gradients import ValueAndGrad
 from ...params import Tree, merge, split
+from .transformation import apply_gradients, expect_transformation
 
-Metrics = dict[str, jax.Array]
-Step = Callable[[Tree, Any, Any], tuple[Tree, Any, Metrics]]
-
-
-def apply_gradients(tx: Any, params: Tree, grads: Tree, opt_state: Any,
-                    extra: dict[str, Any]) -> tuple[Tree, Any, Tree]:
-    """Returns (params, opt_state, updates) after one optimizer step."""
-    (trainable, _), (gradients, successors) = split(params), split(grads)
-    tx = optax.with_extra_args_support(tx)
-    updates, opt_state = tx.update(gradients, opt_state, trainable, **extra)
-    return merge(optax.apply_updates(trainable, updates), successors), opt_state, updates
+Metrics: TypeAlias = dict[str, jax.Array]
 
 
-def update(tx: Any, params: Tree, grads: Tree, opt_state: Any, **extra: Any) -> tuple[Tree, Any]:
+class Gradients(Protocol):
+    """A loss and its gradients, as `value_and_grad(net, loss)` is."""
+
+    def __call__(self, params: Tree, batch: Tree, /) -> tuple[jax.Array, Tree]:
+        """Returns (value, grads)."""
+
+
+class ValueFn(Protocol):
+    """A loss that jax can differentiate, as `as_custom_vjp` makes it."""
+
+    def __call__(self, params: Tree, batch: Tree, /) -> jax.Array:
+        """Returns the value."""
+
+
+class Step(Protocol):
+    """One training step."""
+
+    def __call__(self, params: Tree, opt_state: Tree, batch: Tree, /) -> tuple[Tree, Tree, Metrics]:
+        """Returns (params, opt_state, metrics) after the step."""
+
+
+def update(tx: optax.GradientTransformation, params: Tree, grads: Tree, opt_state: Tree,
+           **extra: Any) -> tuple[Tree, Tree]:
     """Returns `(params, opt_state)` after one optimizer step; State becomes its successor.
 
-    `opt_state = tx.init(split(params)[0])`. `extra` is what a transformation asks for by name, as optax calls it:
+    `opt_state = init_opt_state(tx, params)`. `extra` is what a transformation asks for by name, as optax calls it:
     value, grad, value_fn. Transformations that want none of it get none.
     """
+    expect_transformation("update tx", tx)
     params, opt_state, _ = apply_gradients(tx, params, grads, opt_state, extra)
     return params, opt_state
 
 
-def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, Any], jax.Array] | None = None) -> Step:
+def make_step(value_and_grad: Gradients, tx: optax.GradientTransformation, *,
+              value_fn: ValueFn | None = None) -> Step:
     """Returns `step(params, opt_state, batch) -> (params, opt_state, metrics)`, jitted.
 
-    value_and_grad: `value_and_grad(net, loss)` or `auto_value_and_grad(net, loss)`: the backward pass is this argument.
-    tx: any optax transformation. value_fn: `(params, batch) -> value` for those with a line search, differentiable by jax:
-    build it on `as_custom_vjp`.
-    metrics: loss, grad_norm (before any clipping in tx), update_norm, param_norm (after the step).
-    """
+    Args:
+        value_and_grad: `value_and_grad(net, loss)` or `auto_value_and_grad(net, loss)`: the backward pass is this argument.
+        tx: any optax transformation.
+        value_fn: `(params, batch) -> value` for those that ask for the loss at other params (a line search, as in
+            `optax.lbfgs`) or for second derivatives (`optax.contrib.sophia`). Differentiable by jax: build it on
+            `as_custom_vjp`.
 
-    def step(params: Tree, opt_state: Any, batch: Any) -> tuple[Tree, Any, Metrics]:
+    Returns:
+        The step. `opt_state` begins as `init_opt_state(tx, params)`. metrics: loss, grad_norm (before any clipping in tx),
+        update_norm, param_norm (after the step).
+
+    Raises:
+        TypeError: `tx` is no transformation.
+        ValueError: from the step, where `tx` asks for a value_fn and there is none, or returns updates of other shapes.
+    """
+    expect_transformation("make_step tx", tx)
+
+    def step(params: Tree, opt_state: Tree, batch: Tree) -> tuple[Tree, Tree, Metrics]:
         value, grads = value_and_grad(params, batch)
         gradients, state = split(grads)[0], split(params)[1]
-        extra: dict[str, Any] = {"value": value, "grad": gradients}
-        if value_fn is not None:
-            extra["value_fn"] = lambda trainable: value_fn(merge(trainable, state), batch)
+
+        def value_at(trainable: Tree, obj_fn: Any = None, grad_fn: Any = None) -> jax.Array:
+            """Returns the loss. optax's line searches refuse extra arguments that this does not take."""
+            return (value_fn or _no_value_fn)(merge(trainable, state), batch)
+
+        def gradients_at(trainable: Tree, count: int) -> Tree:
+            return split(value_and_grad(merge(trainable, state), batch)[1])[0]
+
+        extra = {"value": value, "grad": gradients, "value_fn": value_at, "obj_fn": value_at, "grad_fn": gradients_at}
         params, opt_state, updates = apply_gradients(tx, params, grads, opt_state, extra)
         norms = {"grad_norm": gradients, "update_norm": updates, "param_norm": split(params)[0]}
         return params, opt_state, {"loss": value, **{name: optax.tree.norm(tree) for name, tree in norms.items()}}
@@ -58,10 +88,16 @@ def make_step(value_and_grad: ValueAndGrad, tx: Any, value_fn: Callable[[Tree, A
     jitted = jax.jit(step, donate_argnums=(0, 1))
 
     @wraps(jitted)
-    def run(params: Tree, opt_state: Any, batch: Any) -> tuple[Tree, Any, Metrics]:
+    def run(params: Tree, opt_state: Tree, batch: Tree) -> tuple[Tree, Tree, Metrics]:
         return jitted(*without_aliases((params, opt_state)), batch)
 
     return run
+
+
+def _no_value_fn(params: Tree, batch: Tree) -> jax.Array:
+    raise ValueError("make_step value_fn: expected (params, batch) -> value, got None. tx asks for the loss at other params "
+                     "or for second derivatives, which a gradient does not give. Write "
+                     "f = as_custom_vjp(objective(net, loss)) and make_step(..., tx, value_fn=f)")
 
 
 def without_aliases(tree: Any) -> Any:

@@ -14,7 +14,8 @@ from ...dtypes import is_floating
 from ...gradients import ValueAndGrad
 from ...params import Tree, by_layer, paths, split
 from .scaling import LossScale, adjust, unscale
-from .step import Metrics, apply_gradients, without_aliases
+from .step import Metrics, without_aliases
+from .transformation import apply_gradients, init_opt_state
 
 NORMS = ("grad_norm", "update_norm", "param_norm")
 
@@ -35,13 +36,13 @@ class Training(NamedTuple):
     guard: Guard
 
 
-def begin(params: Tree, tx: Any, scaled: bool = False) -> Training:
+def begin(params: Tree, tx: optax.GradientTransformation, scaled: bool = False) -> Training:
     """Returns the Training before its first step. scaled: with a LossScale, for float16."""
     scale = jax.tree.map(jnp.asarray, LossScale()) if scaled else None
-    return Training(params, tx.init(split(params)[0]), Guard(jnp.bool_(False), jnp.int32(0), scale))
+    return Training(params, init_opt_state(tx, params), Guard(jnp.bool_(False), jnp.int32(0), scale))
 
 
-def make_training_step(value_and_grad: ValueAndGrad, tx: Any, skip: bool = False) -> Callable:
+def make_training_step(value_and_grad: ValueAndGrad, tx: optax.GradientTransformation, skip: bool = False) -> Callable:
     """Returns `step(training, batch) -> (training, metrics)`, jitted; the old training is donated.
 
     A step whose loss or gradient is not finite changes nothing but the guard, and no step after it changes anything either

@@ -40,7 +40,7 @@ def fit_to_memory(task: Task, config: TrainConfig, batch: Any) -> tuple[Task, in
         needs = lambda net: temp_bytes_on(devices(config.devices), net, task.loss, part)
     net, budget = net_in_precision(task, config), memory_bytes(config.memory or "")
     with as_problem("memory: "):
-        found = plan(net, task.loss, share, budget, needs)
+        found = plan(net, task.loss, share, budget, needs=needs)
     return replace(task, net=with_plan(task.net, found)), found.temp_bytes
 
 

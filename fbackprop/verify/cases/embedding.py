@@ -30,7 +30,7 @@ CASES: tuple[Case, ...] = (
     Case("learned_positions", learned_positions(3), normal(2, 1, 3), "one step"),
     Case("learned_positions", learned_positions(3), normal(0, 2, 5), "empty batch"),
     Case("rotary", rotary(), normal(2, 3, 7, 4), "heads"),
-    Case("rotary", rotary(10.0), normal(5, 6), "one sequence"),
+    Case("rotary", rotary(base=10.0), normal(5, 6), "one sequence"),
     Case("rotary", rotary(), normal(3, 1, 2), "one step"),
     Case("rotary", rotary(), normal(0, 3, 2), "empty batch"),
 )

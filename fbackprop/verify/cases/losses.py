@@ -56,7 +56,7 @@ CASES: tuple[Case, ...] = (
     Case("mse", losses.mse(), _pair),
     Case("half_squared_error", losses.half_squared_error(), _pair),
     Case("huber", losses.huber(), _pair),
-    Case("huber", losses.huber(0.3), several((2, 3, 5), (2, 3, 5))),
+    Case("huber", losses.huber(delta=0.3), several((2, 3, 5), (2, 3, 5))),
     Case("binary_cross_entropy_with_logits", losses.binary_cross_entropy_with_logits(), with_shares(3, 5)),
     Case("softmax_cross_entropy", _entropy(), with_classes(3, 5)),
     Case("softmax_cross_entropy", _entropy(), with_classes(2, 3, 7, scale=10), "large logits"),

@@ -1,0 +1,5 @@
+"""A list of layers stands where layers are asked for."""
+
+from fbackprop import chain, dense
+
+net = chain([dense(3)])
