@@ -80,7 +80,7 @@ def expect_layers(combinator: str, layers: tuple[Layer, ...]) -> None:
     for i, layer in enumerate(layers):
         name = getattr(layer, "__name__", None)
         expect(isinstance(layer, Layer), f"{combinator}, part {i}", "a Layer", name or layer,
-               f"Did you mean {name}()?" if name else "Layers are given one by one, not as a list", TypeError)
+               f"Did you mean {name}()?" if name else f"Layers are given one by one: {combinator}(*layers)", TypeError)
 
 
 def expect_parts(params: Tree, layers: tuple[Layer, ...]) -> None:
