@@ -234,6 +234,18 @@ def test_a_wrong_rule_inside_the_forward_does_not_fool_the_checker():
     assert report.worst.oracle == "differences"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rule_that_takes_x_for_dy_is_wrong_whatever_x_was_drawn_from(seed):
+    x = np.random.default_rng(seed).standard_normal((4, 6))
+    forgets = layer("sin()", lambda p, x: (jnp.sin(x), x), lambda p, x, dy: ((), x * jnp.cos(x)))
+    squares = layer("square()", lambda p, x: (x * x, x), lambda p, x, dy: ((), 2 * x * x))
+    same = layer("same()", lambda p, x: (x, x), lambda p, x, dy: ((), x))
+    for wrong in (forgets, squares, same):
+        assert check_layer(wrong, x, seed=seed, **QUICK).verdict == "WRONG"
+    assert check_layer(forgets, x.ravel()[:6], (), seed=seed, **QUICK).verdict == "WRONG"
+    assert check_gradient(with_rule(jnp.sin, lambda x, dy: x * jnp.cos(x)), None, x, seed=seed).verdict == "WRONG"
+
+
 dense_gradients = lambda change: changed(dense(3), lambda p, x, dy, dp, dx: (change(dp), dx))
 masked = lambda dmask: layer("masked()", lambda p, x: (jnp.where(x[1], x[0], 0), x[1]),
                              lambda p, mask, dy: ((), (jnp.where(mask, dy, 0), dmask(mask))))
@@ -573,6 +585,232 @@ def test_value_and_grad_for_a_gradient_is_wrong_and_says_so():
     report = check_gradient(value, jax.value_and_grad(value), V)
     assert report.verdict == "WRONG"
     assert "the gradient: expected" in str(report)
+
+
+# ---- check_gradient: functions of any kind
+
+
+def _in_place(a):
+    b = a.copy()
+    b[b < 0] = 0
+    return np.sum(b ** 2)
+
+
+def _put(a):
+    b = a.copy()
+    np.put(b, np.flatnonzero(b < 0), 0.0)
+    return np.sum(b ** 2)
+
+
+def _sorted(a):
+    b = a.copy()
+    b.sort()
+    return b[-1] ** 2
+
+
+def _overwrites(a):
+    a *= a > 0
+    return float(a @ a)
+
+
+def _relu_gradient(a):
+    dx = 2 * a
+    dx[a <= 0] = 0
+    return dx
+
+
+P = np.array([1.0, -2.0, 5.0, 0.5])
+of_relu = lambda a: 2 * np.maximum(a, 0)
+# name: (fn, gradient_fn); the gradient in the first argument, at P
+HOST = {
+    "assigns in place": (_in_place, of_relu),
+    "boolean mask": (lambda a: np.sum(a[a > 0] ** 2), of_relu),
+    "flat": (lambda a: sum(a.flat[i] ** 2 for i in range(4)), lambda a: 2 * a),
+    "nditer": (lambda a: sum(float(b) ** 2 for b in np.nditer(a)), lambda a: 2 * a),
+    "put": (_put, of_relu),
+    "sort in place": (_sorted, lambda a: np.where(a == a.max(), 2 * a, 0)),
+    "overwrites its argument": (_overwrites, of_relu),
+    "branches on a value": (lambda a: jnp.sum(a ** 2) if a[0] > 0 else jnp.sum(a), lambda a: 2 * a),
+    "float": (lambda a: float(jnp.sum(a ** 2)), lambda a: 2 * a),
+    "NumPy gradient of a JAX function": (lambda a: jnp.sum(jnp.maximum(a, 0) ** 2), _relu_gradient),
+    "JAX gradient of a NumPy function": (_in_place, lambda a: jnp.zeros_like(a).at[:].set(2 * jnp.maximum(a, 0))),
+}
+
+
+@pytest.mark.parametrize("kind", HOST)
+def test_functions_of_any_kind_are_judged_as_they_are(kind):
+    fn, gradient = HOST[kind]
+    assert check_gradient(fn, gradient, P).verdict == "OK"
+    assert check_gradient(fn, lambda a: 1.001 * np.asarray(gradient(a)), P).verdict == "WRONG"
+    assert P.tolist() == [1.0, -2.0, 5.0, 0.5]
+
+
+def test_a_function_is_not_judged_by_what_tracing_makes_of_it():
+    """Traced, `b.sort()` sorts a copy: the last element would be the largest."""
+    assert check_gradient(_sorted, lambda a: np.array([0, 0, 0, 2 * a[3]]), P).verdict == "WRONG"
+
+
+def test_functions_of_tensors_are_judged():
+    torch = pytest.importorskip("torch")
+    fn = lambda a: float((torch.tensor(a) ** 2).sum())
+    assert check_gradient(fn, lambda a: 2 * a, P).verdict == "OK"
+    shared = lambda a: (torch.from_numpy(a) ** 2).sum()
+    assert check_gradient(shared, lambda a: 2 * torch.from_numpy(a), P).verdict == "OK"
+    tensor = torch.tensor([1.0, 2.0], requires_grad=True)
+    assert check_gradient(lambda t: torch.sin(t).sum(), torch.cos, tensor).verdict == "OK"
+    assert check_gradient(lambda t: torch.sin(t).sum(), torch.sin, tensor).verdict == "WRONG"
+
+
+def test_large_arguments_of_numpy_functions():
+    """A callback of JAX runs on another thread, without x64."""
+    assert check_gradient(lambda a: float(np.sum(a ** 2)), lambda a: 2 * np.asarray(a), np.ones(2000)).verdict == "OK"
+
+
+DATA, TARGET, WEIGHTS = numbers(5, 3), numbers(5, seed=1), numbers(3, seed=2)
+squares = lambda w, x, y: jnp.sum((x @ w - y) ** 2)
+dsquares = lambda w, x, y: 2 * x.T @ (x @ w - y)
+closed = lambda w: squares(w, DATA, TARGET)
+WITH_DATA = {
+    "closed-over float64": (closed, lambda w: dsquares(w, DATA, TARGET), (WEIGHTS,)),
+    "jax.grad of it": (closed, jax.grad(closed), (WEIGHTS,)),
+    "as arguments": (squares, dsquares, (WEIGHTS, DATA, TARGET)),
+    "float32 arguments": (squares, dsquares, tuple(a.astype(np.float32) for a in (WEIGHTS, DATA, TARGET))),
+    "arrays of JAX": (squares, dsquares, tuple(map(jnp.asarray, (WEIGHTS, DATA, TARGET)))),
+    "a NumPy scalar": (lambda a: a * jnp.sin(a), lambda a: jnp.sin(a) + a * jnp.cos(a), (np.float64(0.3),)),
+    "a number": (lambda a: a * np.sin(a), lambda a: np.sin(a) + a * np.cos(a), (0.3,)),
+    "a list of numbers": (lambda a: np.sum(np.square(a)), lambda a: 2 * np.asarray(a), ([3.0, 4.0],)),
+    "words beside": (lambda a, how: jnp.sum(a) if how == "sum" else None, lambda a, how: jnp.ones_like(a), (WEIGHTS, "sum")),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_DATA)
+def test_functions_with_data_are_checked(kind):
+    fn, gradient, args = WITH_DATA[kind]
+    assert check_gradient(fn, gradient, *args).verdict == "OK"
+    assert check_gradient(fn, lambda *a: 1.001 * np.asarray(gradient(*a)), *args).verdict == "WRONG"
+
+
+def test_dicts_of_params_are_checked():
+    value = lambda p: jnp.sum((DATA @ p["w"] + p["b"] - TARGET) ** 2)
+    at = {"w": WEIGHTS, "b": 0.5}
+    assert check_gradient(value, jax.grad(value), at).verdict == "OK"
+    wrong = lambda p: {**jax.grad(value)(p), "b": 1.0}
+    assert wrong_leaves(check_gradient(value, wrong, at)) == {"argument 0/b"}
+
+
+def test_several_and_negative_argnums():
+    both = jax.grad(squares, argnums=(0, 1))
+    assert check_gradient(squares, both, WEIGHTS, DATA, TARGET, argnums=(0, 1)).verdict == "OK"
+    second = lambda *a: (both(*a)[0], 1.001 * both(*a)[1])
+    assert wrong_leaves(check_gradient(squares, second, WEIGHTS, DATA, TARGET, argnums=(0, -2))) == {"argument 1"}
+    last = lambda w, x, y: -2 * (x @ w - y)
+    assert check_gradient(squares, last, WEIGHTS, DATA, TARGET, argnums=-1).verdict == "OK"
+    report = check_gradient(squares, both, WEIGHTS, DATA, TARGET, argnums=(0, 1, 2))
+    assert (report.verdict, report.worst.oracle) == ("WRONG", "structure")
+    assert "a tuple of 3" in str(report)
+
+
+# ---- nothing checked is not OK
+
+half = with_rule(lambda x: 0.5 * x, lambda x, dy: 0.5 * dy)
+NOTHING = {
+    "integers": jnp.arange(3), "integers of NumPy": np.array([1, 2]), "empty": jnp.zeros(0), "complex": np.array([1j, 2.0]),
+    "an int": 3, "a list of ints": [1, 2], "a bool": True, "a list of nothing": [], "words": "abc",
+}
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+def test_arguments_without_a_gradient_are_an_error(kind):
+    for fn, gradient in ((half, None), (lambda a: jnp.sum(a * 1.0), lambda a: 50.0 * a)):
+        with pytest.raises(ValueError, match="argument 0: expected real floating numbers") as caught:
+            check_gradient(fn, gradient, NOTHING[kind])
+        assert "\n" not in str(caught.value)
+
+
+def test_the_report_says_what_has_no_gradient():
+    value = lambda p: jnp.sum(p["w"] ** 2) * p["n"]
+    report = check_gradient(value, lambda p: {"w": 2 * p["w"] * p["n"], "n": None}, {"w": V, "n": 3})
+    assert report.verdict == "OK"
+    assert "Not checked: argument 0/n (int)" in str(report)
+    assert "no floating number to check" in str(check_layer(tanh(), np.zeros((0, 5))))
+
+
+@pytest.mark.parametrize("dtypes", [(), "float32", ("float128",), ("float64", "int32")])
+def test_dtypes_that_check_nothing_are_an_error(dtypes):
+    with pytest.raises(ValueError, match="dtypes: expected some of float64, float32, bfloat16, float16"):
+        check_layer(tanh(), X, dtypes=dtypes)
+
+
+def test_complex_numbers_are_an_error():
+    to_complex = layer("roots()", lambda p, x: (x * 1j, ()), lambda p, _, dy: ((), dy))
+    for right, x in ((tanh(), X * 1j), (to_complex, X)):
+        with pytest.raises(ValueError, match=r"expected .*, got .*complex128"):
+            check_layer(right, x)
+
+
+# ---- functions that cannot be checked: one clear line
+
+
+def _raises(a):
+    raise KeyError("momentum")
+
+
+def _remembers(a, calls=[]):  # noqa: B006
+    calls.append(a)
+    return np.sum(a) * len(calls)
+
+
+def _grows(a, calls=[]):  # noqa: B006
+    calls.append(a)
+    return (np.sum(a),) * len(calls)
+
+
+double = lambda a: 2 * a
+BAD = {
+    "raises": (_raises, double, {}, "fn: expected a value, but it raises KeyError: 'momentum'"),
+    "does not fit": (lambda a, b: a, double, {}, "fn: expected a value, but it raises TypeError: .*missing 1 required"),
+    "gradient raises": (np.sum, _raises, {}, "gradient_fn: expected a value, but it raises KeyError"),
+    "random": (lambda a: np.sum(a * np.random.default_rng().normal(size=6)), double, {}, "fn: expected the same value"),
+    "remembers": (_remembers, double, {}, "fn: expected the same value"),
+    "another structure": (_grows, double, {}, "fn: expected one structure at every call"),
+    "None": (lambda a: None, double, {}, "fn: expected a scalar value"),
+    "a word": (lambda a: "1.0", double, {}, "fn: expected a scalar value"),
+    "complex": (lambda a: np.sum(a) * 1j, double, {}, "fn: expected a scalar value"),
+    "no function": (3.0, double, {}, "fn: expected a function, got 3.0"),
+    "no gradient function": (np.sum, V, {}, "gradient_fn: expected a function or None, got float64"),
+    "argnums beyond": (np.sum, double, {"argnums": 5}, "argnums: expected different positions among the 1 arguments, got 5"),
+    "argnums twice": (np.sum, double, {"argnums": (0, -1)}, "argnums: expected different positions"),
+    "argnums of nothing": (np.sum, double, {"argnums": ()}, "argnums: expected different positions"),
+    "argnums of words": (np.sum, double, {"argnums": "w"}, "argnums: expected different positions"),
+    "no rule": (lambda a: np.sum(np.asarray(a)), None, {}, "fn: expected a function that JAX can trace"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_checked_is_one_clear_line(kind):
+    fn, gradient, options, text = BAD[kind]
+    with pytest.raises(ValueError, match=text) as caught:
+        check_gradient(fn, gradient, V, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rule_that_raises_is_wrong_and_says_so():
+    def pull(x, dy):
+        raise TypeError("no such rule")
+
+    report = check_gradient(with_rule(jnp.sin, pull), None, V)
+    assert (report.verdict, report.worst.oracle) == ("WRONG", "structure")
+    assert "the rule raises TypeError: no such rule" in str(report)
+
+
+@pytest.mark.parametrize("module", [np, jnp])
+def test_what_a_function_prints_is_shown_once(module, capsys):
+    def fn(a):
+        print("called")
+        return module.sum(a ** 2)
+
+    assert check_gradient(fn, lambda a: 2 * a, V).verdict == "OK"
+    assert capsys.readouterr().out == "called\n"
 
 
 # ---- networks: the culprit is named

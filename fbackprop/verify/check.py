@@ -10,17 +10,21 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from ..checks import expect
 from ..compose import objective
 from ..dtypes import is_floating
 from ..layer import Layer
 from ..observe.taps import tap
 from ..params import Tree, is_carried, merge, split
+from .functions import function_subject
 from .oracles import Oracles, Point
 from .planted import nearest_bug
-from .subject import Subject, WrongStructure, cast, function_subject, layer_subject
+from .subject import Subject, WrongStructure, cast, layer_subject
 from .verdict import Finding, Report, judge, judge_narrow, judge_single
 
 DTYPES = ("float64", "float32")
+KNOWN = (*DTYPES, "bfloat16", "float16")
+STREAM = 0x6662_7072_6F70  # added to every seed: `default_rng(seed)` is what users draw their inputs from
 
 
 def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int = 0, dtypes: Sequence[str] = DTYPES,
@@ -30,7 +34,7 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
     x: arrays, or ShapeDtypeStructs, then normal numbers (zeros where integer) are drawn. params: the layer's own by default,
     their trainable leaves replaced by normal numbers, for a bias of zeros hides mistakes. hints: name the nearest mistake.
     """
-    rng = np.random.default_rng(seed)
+    rng = stream(seed)
     with jax.enable_x64(True):
         x = cast(draw(x, rng), np.float64)
         params = draw_params(layer, x, rng) if params is None else cast(params, np.float64)
@@ -71,15 +75,16 @@ def check_network(net: Layer, loss: Layer | None, params: Tree, batch: Any, *, s
 
 
 def check_gradient(fn: Callable[..., Any], gradient_fn: Callable[..., Any] | None, *args: Any,
-                   argnums: int = 0, seed: int = 0) -> Report:
+                   argnums: int | Sequence[int] = 0, seed: int = 0) -> Report:
     """Judges `gradient_fn(*args)` as the gradient of the scalar `fn(*args)` in its argument `argnums`, in float64.
 
     gradient_fn None: fn is a `custom_vjp` function of any output, judged by differences and Taylor order alone, since jax would
-    ask the very rule under test. fn may be a numpy function: then jax is no oracle either.
+    ask the very rule under test. fn may be a NumPy or PyTorch function: then jax is no oracle either. Several argnums: the
+    gradient is a tuple. Floating arguments are passed in float64, in the type they are given in.
     """
-    rng = np.random.default_rng(seed)
+    rng = stream(seed)
     with jax.enable_x64(True):
-        subject, theta, fixed = function_subject(fn, gradient_fn, tuple(cast(arg, np.float64) for arg in args), argnums)
+        subject, theta, fixed = function_subject(fn, gradient_fn, args, argnums)
         return check_subject(subject, theta, fixed, rng, ("float64",))
 
 
@@ -98,12 +103,14 @@ def check_subject(subject: Subject, theta: Any, fixed: Any, rng: np.random.Gener
     try:
         return check_point(Oracles(subject), Point.drawn(subject, theta, fixed, rng), rng, dtypes)
     except WrongStructure as error:
-        return Report((Finding("WRONG", subject.name, "", "structure", "", hint=str(error)),))
+        return Report((Finding("WRONG", subject.name, "", "structure", "", hint=str(error)),), subject.unchecked)
 
 
 def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes: Sequence[str] = DTYPES) -> Report:
     """Judges the rule of compiled oracles at one more point of the same shape. Raises WrongStructure."""
     name, found = oracles.subject.name, []
+    known = not isinstance(dtypes, str) and dtypes and set(dtypes) <= set(KNOWN)
+    expect(bool(known), "dtypes", f"some of {', '.join(KNOWN)}", repr(dtypes))
     evidence = oracles.evidence(point, rng)
     for dtype in dtypes:
         if dtype == "float64":
@@ -114,9 +121,17 @@ def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes
             narrow = point.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
             auto, _, _ = oracles.auto(narrow, rng)
             truth, _, _ = oracles.auto(narrow.astype(np.float64), rng)
-            own = oracles.own_error(narrow, np.random.default_rng(0))
+            own = oracles.own_error(narrow, stream(0))
             found += judge_narrow(oracles, dtype, oracles.rule(narrow), auto, truth, own, name)
-    return Report(tuple(found))
+    return Report(tuple(found), oracles.subject.unchecked)
+
+
+def stream(seed: int) -> np.random.Generator:
+    """Returns random numbers that `np.random.default_rng(seed)` does not reproduce.
+
+    A cotangent equal to the input would hide a rule that takes one for the other.
+    """
+    return np.random.default_rng([seed, STREAM])
 
 
 def draw(x: Any, rng: np.random.Generator, always: bool = False) -> Any:

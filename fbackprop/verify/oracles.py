@@ -41,7 +41,7 @@ class Point:
     @classmethod
     def drawn(cls, subject: Subject, theta: Array, fixed: Any, rng: np.random.Generator) -> Point:
         """Returns the point theta with a random cotangent."""
-        size = jax.eval_shape(subject.f, theta, fixed).size
+        size = 1 if subject.on_host else jax.eval_shape(subject.f, theta, fixed).size
         return cls(np.asarray(theta), fixed, rng.standard_normal(size))
 
     def astype(self, dtype: Any) -> Point:
@@ -104,9 +104,9 @@ class Oracles:
         self.per_leaf = max(1, COORDINATES // max(1, count))
         probes = sum(min(size, self.per_leaf) for size in sizes)
         self.length = 1 + max(4 * probes + count * len(TAYLOR_STEPS), 2 * len(KINK_STEPS))
-        self._rule = jax.jit(subject.rule)
-        self._auto = quick_jit(self._auto_and_values)
-        self._values = quick_jit(self._values_at)
+        self._rule = subject.rule if subject.rule_on_host else jax.jit(subject.rule)
+        self._auto = self._host_values if subject.on_host else quick_jit(self._auto_and_values)
+        self._values = self._host_values_at if subject.on_host else quick_jit(self._values_at)
         self._tangents = quick_jit(self._jvp_by_leaf)
 
     def rule(self, point: Point) -> Array:
@@ -123,7 +123,7 @@ class Oracles:
 
     def _grads(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
         """Returns jax's gradient and the value for every row of thetas and dys."""
-        rows = ((0, ROWS - len(thetas)), (0, 0))  # one length: one compile for each dtype
+        rows = ((0, 0 if self.subject.on_host else ROWS - len(thetas)), (0, 0))  # one length: one compile for each dtype
         grads, values = self._auto(np.pad(thetas, rows), fixed, np.pad(dys, rows))
         return None if grads is None else np.asarray(grads)[: len(thetas)], np.asarray(values, np.float64)[: len(thetas)]
 
@@ -180,7 +180,7 @@ class Oracles:
 
     def values(self, point: Point, v: Array, moves: Array) -> tuple[Array, float]:
         """Returns the value sum(dy y) at every MOVE, and the sum of |dy y| where nothing moved."""
-        padded = np.zeros(self.length, MOVE)  # one length: one compile
+        padded = np.zeros(len(moves) if self.subject.on_host else self.length, MOVE)  # one length: one compile
         padded[: len(moves)] = moves
         fields = {name: padded[name] for name in ("index", "by", "leaf", "along")}
         values, terms = self._values(point.theta, point.fixed, point.dy, v, fields)
@@ -228,6 +228,8 @@ class Oracles:
 
         Both are None where jax has no forward mode: a custom_vjp.
         """
+        if self.subject.on_host:
+            return None, None
         try:
             jvp, terms = self._tangents(point.theta, point.fixed, point.dy, v)
         except (TypeError, ValueError, NotImplementedError):
@@ -250,6 +252,18 @@ class Oracles:
             return jnp.sum(dy * self.subject.f(moved, fixed))
 
         return lax.map(value, moves), jnp.sum(jnp.abs(dy * self.subject.f(theta, fixed)))
+
+    def _host_values(self, thetas: Array, fixed: Any, dys: Array) -> tuple[None, Array]:
+        return None, np.array([np.sum(dy * self.subject.f(theta, fixed)) for theta, dy in zip(thetas, dys)])
+
+    def _host_values_at(self, theta: Array, fixed: Any, dy: Array, v: Array,
+                        moves: dict[str, Array]) -> tuple[Array, Array]:
+        values = []
+        for index, by, leaf, along in zip(*(moves[name] for name in MOVE.names or ())):
+            moved = theta + along * np.where(self.leaf_of == leaf, v, 0)
+            moved[index] += by
+            values.append(np.sum(dy * self.subject.f(moved, fixed)))
+        return np.array(values), np.sum(np.abs(dy * self.subject.f(theta, fixed)))
 
     def _jvp_by_leaf(self, theta: Array, fixed: Any, dy: Array, v: Array) -> tuple[Array, Array]:
         def one(leaf: Array) -> tuple[Array, Array]:

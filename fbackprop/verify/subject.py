@@ -53,6 +53,9 @@ class Subject:
     f: Callable[[Vector, Any], Vector]
     rule: Callable[[Vector, Any, Vector], Vector]
     auto: Callable[[Vector, Any, Vector], Vector] | None
+    unchecked: tuple[str, ...] = ()  # leaves that have no gradient, in words
+    on_host: bool = False  # f is called as it is, never traced
+    rule_on_host: bool = False
 
 
 def cast(tree: Any, dtype: Any) -> Any:
@@ -61,7 +64,9 @@ def cast(tree: Any, dtype: Any) -> Any:
 
 
 def ravel(tree: Any) -> Vector:
-    """Returns the floating leaves as one vector, in tree order."""
+    """Returns the floating leaves as one vector, in tree order. Raises ValueError for complex ones."""
+    complexes = [leaf for leaf in jax.tree.leaves(tree) if jnp.iscomplexobj(leaf)]
+    expect(not complexes, "a value or argument", "real numbers", complexes[:1])
     leaves = [jnp.ravel(leaf) for leaf in jax.tree.leaves(partition(tree)[0])]
     return jnp.concatenate(leaves) if leaves else jnp.zeros(0)
 
@@ -83,7 +88,7 @@ def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> t
     """
     trainable, state = split(params)
     inputs, others = partition({"params": trainable, "x": x})
-    unravel = _unravel(inputs)
+    unravel = unraveller(inputs)
     context = _strictly if strict else contextlib.nullcontext
 
     def rebuild(theta: Vector, fixed: Any) -> tuple[Tree, Any]:
@@ -100,7 +105,7 @@ def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> t
         params, x = rebuild(theta, fixed)
         with context():
             y, residuals = layer.forward(params, x)
-            returned = layer.backward(params, residuals, _unravel(partition(y)[0], cast=True)(dy))
+            returned = layer.backward(params, residuals, unraveller(partition(y)[0], cast=True)(dy))
         return ravel(_checked(returned, params, x))
 
     def auto(theta: Vector, fixed: Any, dy: Vector) -> Vector:
@@ -110,49 +115,7 @@ def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> t
     return Subject(layer.name, leaves_of(inputs), f, rule, auto), ravel(inputs), (state, others)
 
 
-def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple, argnums: int) -> tuple[Subject, Vector, Any]:
-    """Returns `(subject, theta, fixed)` of a pair (fn, gradient fn).
-
-    gradient_fn None: fn is a custom_vjp function.
-    """
-    inputs, others = partition(args[argnums])
-    unravel = _unravel(inputs)
-
-    def call(g: Callable, theta: Vector) -> Any:
-        return g(*args[:argnums], combine(unravel(theta), others), *args[argnums + 1 :])
-
-    def f(theta: Vector, fixed: Any) -> Vector:
-        return ravel(call(fn, theta))
-
-    def pulled(theta: Vector, fixed: Any, dy: Vector) -> Vector:
-        return jax.vjp(lambda t: f(t, fixed), theta)[1](dy)[0]
-
-    def given(theta: Vector, fixed: Any, dy: Vector) -> Vector:
-        assert gradient_fn is not None
-        got = call(gradient_fn, theta)
-        _same_tree(got, inputs, "the gradient", "the argument it is taken in")
-        return ravel(got) * dy[0]
-
-    theta, traceable = ravel(inputs), True
-    try:
-        jax.eval_shape(f, theta, None)
-    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError, jax.errors.TracerIntegerConversionError):
-        traceable = False  # a numpy function: jax cannot look into it, but it can call it
-    if not traceable:
-        size = np.size(f(theta, None))
-        on_host = lambda g, n: lambda theta, *rest: jax.pure_callback(
-            lambda *a: np.asarray(g(*a), theta.dtype), jax.ShapeDtypeStruct((n,), theta.dtype), theta, *rest)
-        f, given = on_host(f, size), on_host(given, theta.size)
-    if gradient_fn is not None:
-        expect(np.size(jax.eval_shape(f, theta, None)) == 1, "fn", "a scalar value (or gradient_fn=None)",
-               f"{jax.eval_shape(f, theta, None).shape} numbers")
-    name = getattr(fn, "__name__", type(fn).__name__)
-    auto = pulled if traceable and gradient_fn is not None else None
-    rule = pulled if gradient_fn is None else given
-    return Subject(name, leaves_of({f"argument {argnums}": inputs}), f, rule, auto), theta, None
-
-
-def _unravel(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
+def unraveller(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
     """Returns the inverse of `ravel`, in the dtype of the vector.
 
     cast: in the dtype of each leaf instead, for a loss widens its value.

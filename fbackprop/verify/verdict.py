@@ -64,6 +64,7 @@ class Report:
     """All findings of a check; its verdict is the most harmful one. Prints what is not OK, then a summary line."""
 
     findings: tuple[Finding, ...]
+    unchecked: tuple[str, ...] = ()  # what of the arguments has no gradient
 
     @property
     def verdict(self) -> str:
@@ -83,16 +84,20 @@ class Report:
     def with_hints(self, hints: dict[str, str]) -> Report:
         """Returns the report with the hint of each leaf put into what is WRONG there."""
         hinted = lambda f: replace(f, hint=hints.get(f.leaf, f.hint)) if f.verdict == "WRONG" else f
-        return Report(tuple(map(hinted, self.findings)))
+        return replace(self, findings=tuple(map(hinted, self.findings)))
 
     def __add__(self, other: Report) -> Report:
-        return Report(self.findings + other.findings)
+        return Report(self.findings + other.findings, self.unchecked + other.unchecked)
 
     def __str__(self) -> str:
         bad = [str(finding) for finding in self.findings if finding.verdict != "OK"]
         leaves = {(finding.layer, finding.leaf) for finding in self.findings}
         dtypes = ", ".join(dict.fromkeys(finding.dtype for finding in self.findings if finding.dtype))
         looked = f"{len(leaves)} leaves in {dtypes}, {len(bad)} findings" if dtypes else "the structure is another one"
+        if not self.findings:
+            looked = "the structure fits; there is no floating number to check"
+        if self.unchecked:
+            looked += f". Not checked: {', '.join(self.unchecked)}"
         return "\n".join([*bad, f"{self.verdict}: {looked}"])
 
 
