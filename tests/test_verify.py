@@ -12,6 +12,7 @@ from jax import lax
 
 import fbackprop
 from fbackprop import (
+    PRECISIONS,
     Layer,
     Next,
     State,
@@ -37,6 +38,7 @@ from fbackprop import (
     softmax_cross_entropy,
     softplus,
     tanh,
+    with_precision,
 )
 from fbackprop.data import load_mnist5k
 from fbackprop.names import names_of
@@ -811,6 +813,146 @@ def test_what_a_function_prints_is_shown_once(module, capsys):
 
     assert check_gradient(fn, lambda a: 2 * a, V).verdict == "OK"
     assert capsys.readouterr().out == "called\n"
+
+
+# ---- rounding is measured: a right gradient is OK or NOISY, a wrong one is still WRONG
+
+
+def by_numpy(sigmoid):
+    return lambda z: -np.log(1 - sigmoid(z)).sum()
+
+
+naive = lambda z: 1 / (1 + np.exp(-z))
+naive_jax = lambda z: 1 / (1 + jnp.exp(-z))
+
+
+@pytest.mark.parametrize("z", [3.0, 7.0, 9.0, 12.0, 20.0, 30.0, 35.0])
+def test_a_numpy_function_that_cancels_is_no_false_alarm(z):
+    """1 - sigmoid(z) has few digits left: its logarithm is flat over small steps."""
+    for seed in range(10):
+        assert check_gradient(by_numpy(naive), naive, np.array([z]), seed=seed).verdict in SMOOTH
+
+
+@pytest.mark.parametrize("z", [7.0, 9.0, 15.0, 25.0])
+def test_a_jax_function_that_cancels_is_no_false_alarm(z):
+    for seed in range(4):
+        value = lambda z: -jnp.log(1 - naive_jax(z)).sum()
+        assert check_gradient(value, naive_jax, np.array([z]), seed=seed).verdict in SMOOTH
+
+
+def _logistic(rng):
+    x, y, w = 3 * rng.standard_normal((20, 4)), rng.integers(0, 2, 20), rng.standard_normal(4)
+    return (lambda w: -np.sum(y * np.log(naive(x @ w)) + (1 - y) * np.log(1 - naive(x @ w)))), (
+        lambda w: x.T @ (naive(x @ w) - y)), w
+
+
+def _one_pass_variance(rng):
+    return (lambda x: np.mean(x**2) - np.mean(x) ** 2), (lambda x: 2 * (x - x.mean()) / x.size), 100 + rng.standard_normal(8)
+
+
+@pytest.mark.parametrize("make", [_logistic, _one_pass_variance])
+def test_numpy_losses_that_cancel(make):
+    for seed in range(8):
+        fn, gradient, at = make(np.random.default_rng(seed))
+        assert check_gradient(fn, gradient, at, seed=seed).verdict in SMOOTH
+        assert check_gradient(fn, lambda a, right=gradient: 1.001 * right(a), at, seed=seed).verdict == "WRONG"
+
+
+RAMP = np.linspace(-1, 1, 6)
+
+
+def single_sine(x):
+    return jnp.sin(x.astype(jnp.float32)).astype(x.dtype)
+
+
+FLOAT32_INSIDE = {
+    "custom_vjp": (with_rule(single_sine, lambda x, dy: dy * jnp.cos(x)), None),
+    "JAX": (lambda x: jnp.sum(jnp.sin(x.astype(jnp.float32))), jnp.cos),
+    "NumPy": (lambda x: np.sum(np.sin(x.astype(np.float32))), np.cos),
+    "gradient alone": (lambda x: np.sum(np.sin(x)), lambda x: np.cos(x.astype(np.float32))),
+    "gradient of tensors": (lambda x: np.sum(x**2), lambda x: 2 * x.astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("kind", FLOAT32_INSIDE)
+def test_a_right_gradient_of_what_is_float32_inside(kind):
+    fn, gradient = FLOAT32_INSIDE[kind]
+    for seed in range(3):
+        assert check_gradient(fn, gradient, RAMP, seed=seed).verdict in SMOOTH
+
+
+def test_a_wrong_gradient_of_what_is_float32_inside():
+    wrong = with_rule(single_sine, lambda x, dy: 1.01 * dy * jnp.cos(x))
+    for seed in range(3):
+        assert check_gradient(wrong, None, RAMP, seed=seed).verdict == "WRONG"
+        assert check_gradient(FLOAT32_INSIDE["NumPy"][0], lambda x: 1.1 * np.cos(x), RAMP, seed=seed).verdict == "WRONG"
+        assert check_gradient(FLOAT32_INSIDE["JAX"][0], lambda x: 1.001 * jnp.cos(x), RAMP, seed=seed).verdict == "WRONG"
+
+
+def _rms_norm(factor=1.0):
+    """Computes its scale in float32, as LLaMA does."""
+    def forward(params, x):
+        wide = x.astype(jnp.float32)
+        scale = lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + 1e-6)
+        return (wide * scale).astype(x.dtype), (x, scale.astype(x.dtype))
+
+    def backward(params, kept, dy):
+        x, scale = kept
+        return (), factor * (scale * dy - x * scale**3 * jnp.mean(x * dy, -1, keepdims=True))
+
+    return layer("rms_norm()", forward, backward)
+
+
+def test_a_layer_that_is_float32_inside():
+    for seed in range(4):
+        x = numbers(4, 6, seed=seed)
+        assert check_layer(_rms_norm(), x, seed=seed).verdict in SMOOTH
+        assert check_layer(_rms_norm(1.001), x, seed=seed, **QUICK).verdict == "WRONG"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_net_of_another_precision_is_noisy_and_says_why(dtype):
+    net = with_precision(chain(dense(8), tanh(), dense(3)), PRECISIONS[dtype])
+    report = check_layer(net, X)
+    assert report.verdict == "NOISY"
+    assert f"It computes in {dtype}" in str(report)
+
+
+def test_a_constant_of_numpy_does_not_make_a_layer_wrong_in_float32():
+    scale = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
+    right = layer("scale()", lambda p, x: (x * scale, ()), lambda p, _, dy: ((), dy * scale))
+    assert check_layer(right, X).verdict == "OK"
+    assert check_layer(replace(right, backward=lambda p, _, dy: ((), dy * scale * 1.001)), X).verdict == "WRONG"
+
+
+# ---- oracles that disagree
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e200])
+@pytest.mark.parametrize("right", [tanh(), dense(3), relu()], ids=str)
+def test_inputs_that_are_not_finite_are_no_false_alarm(right, value):
+    x = X.copy()
+    x[1, 2] = value
+    report = check_layer(right, x)
+    assert report.verdict == "NOISY"
+    assert "not finite" in str(report) or "rounding level" in str(report)
+
+
+def _guarded_root(factor=1.0):
+    """jax.vjp of it is NaN where x <= 0: zero times an infinite slope."""
+    def backward(params, x, dy):
+        return (), factor * jnp.where(x > 0, dy / (2 * jnp.sqrt(jnp.where(x > 0, x, 1))), 0)
+
+    return layer("guarded_root()", lambda p, x: (jnp.where(x > 0, jnp.sqrt(x), 0), x), backward)
+
+
+def test_where_jax_is_nan_the_differences_decide():
+    x = np.array([[-1.0, 2.0, 3.0, -2.0]])
+    assert check_layer(_guarded_root(), x, **QUICK).verdict == "OK"
+    assert check_layer(_guarded_root(), x).verdict in SMOOTH
+    wrong = layer("guarded_root()", _guarded_root().forward, lambda p, x, dy: ((), dy / (2 * jnp.sqrt(jnp.abs(x)))))
+    assert check_layer(wrong, x, **QUICK).verdict == "WRONG"
+    assert check_layer(_guarded_root(jnp.nan), x, **QUICK).verdict == "WRONG"
 
 
 # ---- networks: the culprit is named

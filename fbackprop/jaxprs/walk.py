@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.interpreters import partial_eval
 
 CALLED = ("jaxpr", "call_jaxpr", "fun_jaxpr")  # where jit, remat, custom rules and scan keep their jaxpr
@@ -36,3 +38,30 @@ def scan_counts(params: Any) -> tuple[int, int]:
         return params["num_consts"], params["num_carry"]
     constants, carries, _ = map(len, params["ft_in"].unpack())
     return constants, carries
+
+
+def narrowest_dtype(fn: Callable, x: Any, *args: Any) -> Any:
+    """Returns the narrowest floating dtype that values made of `x` pass through, or None for the dtype of x."""
+    found: set[Any] = set()
+    own = jnp.finfo(x.dtype).bits
+
+    def walk(jaxpr: Any, made: set[int]) -> None:
+        for eqn in jaxpr.eqns:
+            if not any(id(var) in made for var in eqn.invars):
+                continue
+            for inner in _bodies(eqn):
+                walk(inner, {id(var) for var in inner.invars})
+            made.update(id(var) for var in eqn.outvars)
+            dtypes = [var.aval.dtype for var in eqn.outvars if hasattr(var.aval, "dtype")]
+            found.update(dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < own)
+
+    jaxpr = jax.make_jaxpr(fn)(x, *args).jaxpr
+    walk(jaxpr, {id(jaxpr.invars[0])})
+    return max(found, key=lambda dtype: float(jnp.finfo(dtype).eps), default=None)
+
+
+def _bodies(eqn: Any) -> list[Any]:
+    """Returns every jaxpr among the parameters of an equation."""
+    each = [value for param in eqn.params.values() for value in (param if isinstance(param, (tuple, list)) else (param,))]
+    open_ = [getattr(value, "jaxpr", value) for value in each]
+    return [value for value in open_ if hasattr(value, "eqns")]

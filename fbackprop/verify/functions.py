@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
@@ -67,7 +68,8 @@ def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple,
         if several and not (isinstance(got, (tuple, list)) and len(got) == len(chosen)):
             raise WrongStructure(f"the gradient: expected a tuple of {len(chosen)}, one for each of argnums, got {show(got)}")
         pieces = [_gradient(each, args[i]) for i, each in zip(chosen, got if several else (got,))]
-        return np.concatenate(pieces) * dy[0]
+        whole = np.concatenate(pieces)
+        return (whole * np.asarray(dy[0], np.float64)).astype(whole.dtype)
 
     host = problem is not None or not called.agrees_with(traced)
     f = (lambda theta, fixed: called.number(theta)) if host else traced
@@ -91,6 +93,7 @@ class _Called:
         self._inputs, self._others = partition({i: args[i] for i in chosen}, is_float)
         arrays = jax.tree.map(lambda leaf: np.asarray(_numbers(leaf), np.float64), self._inputs)
         self.theta, self._unravel = np.asarray(ravel(arrays), np.float64), unraveller(arrays)
+        self._split = partial(_split, jax.tree.structure(arrays), [leaf.shape for leaf in jax.tree.leaves(arrays)])
         self._convert, self._silent = _like, False
 
     def arguments(self, theta: Vector, convert: Callable[[Any, Any], Any]) -> list[Any]:
@@ -99,7 +102,8 @@ class _Called:
             numeric = is_float(leaf) and not isinstance(leaf, float)
             return convert(leaf, _numbers(leaf).astype(theta.dtype)) if numeric else _copied(leaf)
 
-        moved = jax.tree.map(convert, self._inputs, self._unravel(theta))
+        pieces = self._split(theta) if isinstance(theta, np.ndarray) else self._unravel(theta)
+        moved = jax.tree.map(convert, self._inputs, pieces)
         return [combine(moved[i], jax.tree.map(_copied, self._others[i])) if i in moved else jax.tree.map(beside, arg)
                 for i, arg in enumerate(self._args)]
 
@@ -143,6 +147,12 @@ class _Called:
         return True
 
 
+def _split(treedef: Any, shapes: list[tuple[int, ...]], theta: np.ndarray) -> Any:
+    """Returns theta as the arguments it is made of, by NumPy alone: in extended precision too."""
+    pieces = np.split(theta, np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1])
+    return jax.tree.unflatten(treedef, [piece.reshape(shape) for piece, shape in zip(pieces, shapes)])
+
+
 def _chosen(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
     """Returns argnums as positions from 0."""
     each = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
@@ -183,8 +193,9 @@ def _gradient(got: Any, argument: Any) -> Vector:
     """Returns the gradient in one argument as a vector. Raises WrongStructure."""
     wanted = partition(argument, is_float)[0]
     if isinstance(argument, (list, tuple)) and _is_numeric(got) and got.shape == np.shape(argument):
-        return np.asarray(_numbers(got), np.float64).ravel()  # an array for a list of numbers
-    leaves, treedef = jax.tree.flatten(argument)
+        return _floats(got)  # an array for a list of numbers
+    treedef: Any = jax.tree.structure(argument)
+    leaves = jax.tree.leaves(argument)
     try:
         gradients = [g for g, leaf in zip(treedef.flatten_up_to(got), leaves) if is_float(leaf)]
     except ValueError:
@@ -193,7 +204,13 @@ def _gradient(got: Any, argument: Any) -> Vector:
     if [_numbers(g).shape if _is_numeric(g) else None for g in gradients] != shapes:
         raise WrongStructure(f"the gradient: expected structure and shapes of the argument it is taken in, {show(wanted)}, "
                              f"got {show(got)}")
-    return np.concatenate([np.asarray(_numbers(g), np.float64).ravel() for g in gradients]) if gradients else np.zeros(0)
+    return np.concatenate([_floats(g) for g in gradients]) if gradients else np.zeros(0)
+
+
+def _floats(leaf: Any) -> Vector:
+    """Returns the numbers of a leaf in their floating dtype, which says how far they are rounded; others in float64."""
+    flat = _numbers(leaf).ravel()
+    return flat if jnp.issubdtype(flat.dtype, jnp.floating) else flat.astype(np.float64)
 
 
 def _unchecked(given: dict[str, Any]) -> tuple[str, ...]:

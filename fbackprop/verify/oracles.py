@@ -10,7 +10,8 @@ oracle's own error in float32 against float64, whichever is larger.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import factorial
 from typing import Any
 
 import jax
@@ -18,13 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .subject import Subject, cast
+from ..jaxprs.walk import narrowest_dtype
+from .subject import Leaf, Subject, cast
 
 STEP = 1e-6  # of central differences, times max(1, |theta_i|)
 TAYLOR_STEPS = 4.0 ** -np.arange(3, 14)  # 1.6e-2 to 1.5e-8: below the distance to any kink, nearly always
 KINK_STEPS = 10.0 ** -np.arange(6, 1, -1)  # 1e-6 to 1e-2
 EPS = float(np.finfo(np.float64).eps)
 ROWS = 12  # of a call of jax's gradient
+LINE_STEPS = (1e-10, 1e-8, 1e-6, 1e-5)  # between the points of a line that rounding is measured on
+WIDER_STEPS = (1e-5, 1e-4, 1e-3, 1e-2)  # where a result looks wrong: a value may be flat over less
+ROUGH = 1e-9  # rounding of a value, relative, from which on differences take a larger step
 COORDINATES = 64  # that differences are taken for, at most, unless there are more leaves
 
 Array = Any
@@ -45,7 +50,8 @@ class Point:
         return cls(np.asarray(theta), fixed, rng.standard_normal(size))
 
     def astype(self, dtype: Any) -> Point:
-        return Point(self.theta.astype(dtype), cast(self.fixed, dtype), self.dy.astype(dtype))
+        with np.errstate(over="ignore"):
+            return Point(self.theta.astype(dtype), cast(self.fixed, dtype), self.dy.astype(dtype))
 
 
 # A point around theta: element `index` moved by `by`, leaf `leaf` by `along` times its stretch of v
@@ -69,6 +75,8 @@ class Evidence:
     jvp: Array | None  # (leaves,) <dy, J v_l>
     jvp_terms: Array | None  # (leaves,) sum of |dy_i (J v_l)_i|
     increments: Array  # (leaves, steps) value(theta + h v_l) - value(theta)
+    line: Array  # (n,) the direction that rounding was measured along
+    inner: Any  # the narrowest dtype inside the function, None if it is float64
 
 
 QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
@@ -80,6 +88,21 @@ if jax.__version_info__ < (0, 11):  # later XLA has no others
 def quick_jit(fn: Callable, **options: Any) -> Callable:
     """Returns `jax.jit` of a program that runs a few times: on a CPU compiled in half the time."""
     return jax.jit(fn, compiler_options=QUICK if jax.default_backend() == "cpu" else None, **options)
+
+
+def line_noise(rows: Array) -> Array:
+    """Returns the rounding of each column, whose rows are values at equally spaced points of a line; else 0.
+
+    By a difference table, as in Moré and Wild, Estimating computational noise (2011): the k-th differences of rounding keep
+    their size for every k, those of a smooth function fall with the step. The median is blind to a kink on the line.
+    """
+    sizes, table = [], rows
+    for k in range(1, 7):
+        table = np.diff(table, axis=0)
+        if k > 2:
+            sizes.append(np.median(np.abs(table), axis=0) * np.sqrt(factorial(k) ** 2 / factorial(2 * k)) / 0.6745)
+    low, high = np.min(sizes, axis=0), np.max(sizes, axis=0)
+    return np.where(np.isfinite(high) & (high <= 4 * low), high, 0.0)
 
 
 def _wide(a: Array) -> Array:
@@ -104,6 +127,8 @@ class Oracles:
         self.per_leaf = max(1, COORDINATES // max(1, count))
         probes = sum(min(size, self.per_leaf) for size in sizes)
         self.length = 1 + max(4 * probes + count * len(TAYLOR_STEPS), 2 * len(KINK_STEPS))
+        self._narrowest: tuple[Any] | None = None
+        self._last_widened: tuple[Evidence, Evidence] | None = None
         self._rule = subject.rule if subject.rule_on_host else jax.jit(subject.rule)
         self._auto = self._host_values if subject.on_host else quick_jit(self._auto_and_values)
         self._values = self._host_values_at if subject.on_host else quick_jit(self._values_at)
@@ -116,10 +141,11 @@ class Oracles:
     def auto(self, point: Point, rng: np.random.Generator) -> tuple[Array | None, Array, float]:
         """Returns `(gradient by jax, its noise per leaf, noise of the value)` in its dtype."""
         grads, values = self._grads(_moved(point.theta, rng), point.fixed, _moved(point.dy, rng))
-        value_noise = float(np.max(np.abs(values[1:] - values[0])))
-        if grads is None:
-            return None, np.zeros(len(self.subject.leaves)), value_noise
-        return grads[0], self._largest(_wide(grads[1:]) - _wide(grads[0])), value_noise
+        with np.errstate(invalid="ignore"):
+            value_noise = float(np.max(np.abs(values[1:] - values[0])))
+            if grads is None:
+                return None, np.zeros(len(self.subject.leaves)), value_noise
+            return grads[0], self._largest(_wide(grads[1:]) - _wide(grads[0])), value_noise
 
     def _grads(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
         """Returns jax's gradient and the value for every row of thetas and dys."""
@@ -128,9 +154,9 @@ class Oracles:
         return None if grads is None else np.asarray(grads)[: len(thetas)], np.asarray(values, np.float64)[: len(thetas)]
 
     def _largest(self, rows: Array) -> Array:
-        """Returns the largest size of an element per leaf, in any row; 0 if that is not finite."""
-        largest = np.array([np.max(np.abs(rows[:, leaf.slice]), initial=0.0) for leaf in self.subject.leaves])
-        return np.where(np.isfinite(largest), largest, 0.0)
+        """Returns the largest finite size of an element per leaf, in any row."""
+        finite = np.where(np.isfinite(rows), np.abs(rows), 0.0)
+        return np.array([np.max(finite[:, leaf.slice], initial=0.0) for leaf in self.subject.leaves])
 
     def evidence(self, point: Point, rng: np.random.Generator) -> Evidence:
         """Returns everything that the float64 oracles say at a float64 point."""
@@ -140,26 +166,98 @@ class Oracles:
         if auto is not None:
             single, own = self._single(point, rng)
             noise = np.maximum(noise, own)
+        line = rng.uniform(0.5, 1, theta.size) * rng.choice([-1.0, 1.0], theta.size) * np.maximum(1.0, np.abs(theta))
+        inner = None if self.subject.on_host else self._inner(point)
+        rough = () if inner is None else (4 * float(jnp.finfo(inner).eps),)  # what shows the rounding of that dtype
+        seen = [self._roughness(point, line, LINE_STEPS), *(self._on_line(point, line, step) for step in rough)]
+        noise = np.max([noise, *(grad for grad, _ in seen)], axis=0)
+        value_noise = max(value_noise, self._against_wider(point), *(value for _, value in seen))
         v = rng.standard_normal(theta.size)
-        picked = [rng.permutation(np.arange(leaf.start, leaf.stop))[: self.per_leaf] for leaf in leaves]
+        picked = [self._picked(leaf, auto, rng) for leaf in leaves]
         coordinates = np.sort(np.concatenate(picked)) if picked else np.zeros(0, int)
-        steps = STEP * np.maximum(1.0, np.abs(theta[coordinates]))
-        k, rows = len(coordinates), len(leaves) * len(TAYLOR_STEPS)
+        jvp, jvp_terms = self.tangents(point, v)
+        measured = self._measured(point, v, coordinates, value_noise)
+        return Evidence(point=point, auto=auto, noise=noise, single=single, coordinates=coordinates, v=v, jvp=jvp,
+                        jvp_terms=jvp_terms, line=line, inner=inner, **measured)
+
+    def _measured(self, point: Point, v: Array, coordinates: Array, value_noise: float) -> dict[str, Any]:
+        """Returns what values near the point say: rounding, differences and Taylor increments."""
+        count = len(self.subject.leaves)
+        steps = self._step(point, value_noise) * np.maximum(1.0, np.abs(point.theta[coordinates]))
+        k, rows = len(coordinates), count * len(TAYLOR_STEPS)
         moves = np.zeros(1 + 4 * k + rows, MOVE)
         _, elements, stretches = np.split(moves, [1, 1 + 4 * k])
         elements["index"] = np.tile(coordinates, 4)
         elements["by"] = np.concatenate([steps, -steps, 2 * steps, -2 * steps])
-        stretches["leaf"] = np.repeat(np.arange(len(leaves)), len(TAYLOR_STEPS))
-        stretches["along"] = np.tile(TAYLOR_STEPS, len(leaves))
+        stretches["leaf"] = np.repeat(np.arange(count), len(TAYLOR_STEPS))
+        stretches["along"] = np.tile(TAYLOR_STEPS, count)
         values, terms = self.values(point, v, moves)
         plus, minus, plus2, minus2, increments = np.split(values[1:], [k, 2 * k, 3 * k, 4 * k])
-        differences, wider = (plus - minus) / (2 * steps), (plus2 - minus2) / (4 * steps)
-        terms = max(terms, float(np.max(np.abs(values[1 : 1 + 4 * k]), initial=0.0)))  # at a minimum of 0 the steps round
-        jvp, jvp_terms = self.tangents(point, v)
-        return Evidence(
-            point, auto, noise, single, EPS * terms + value_noise, coordinates, differences,
-            np.abs(differences - wider), steps, v, jvp, jvp_terms,
-            (increments - values[0]).reshape(len(leaves), len(TAYLOR_STEPS)))
+        near = np.abs(values[1 : 1 + 4 * k])
+        terms = max(terms, float(np.max(near[np.isfinite(near)], initial=0.0)))  # at a minimum of 0 the steps round
+        with np.errstate(invalid="ignore", over="ignore"):
+            differences, wider = (plus - minus) / (2 * steps), (plus2 - minus2) / (4 * steps)
+            return {"rounding": EPS * terms + value_noise, "differences": differences, "steps": steps,
+                    "truncation": np.abs(differences - wider),
+                    "increments": (increments - values[0]).reshape(count, len(TAYLOR_STEPS))}
+
+    def widened(self, evidence: Evidence) -> Evidence:
+        """Returns the evidence with the rounding that shows in larger steps: of a value that is flat over small ones."""
+        if self._last_widened is None or self._last_widened[0] is not evidence:
+            noise, rounding = self._roughness(evidence.point, evidence.line, WIDER_STEPS)
+            rounding = max(evidence.rounding, rounding)
+            measured = self._measured(evidence.point, evidence.v, evidence.coordinates, rounding)
+            self._last_widened = evidence, replace(evidence, noise=np.maximum(evidence.noise, noise), **measured)
+        return self._last_widened[1]
+
+    def _roughness(self, point: Point, line: Array, steps: tuple[float, ...]) -> tuple[Array, float]:
+        """Returns the rounding of jax's gradient per leaf, and of the value, that two neighbouring steps show.
+
+        Rounding does not depend on the step; what kinks between the points leave grows with it.
+        """
+        grads, values = zip(*(self._on_line(point, line, step) for step in steps))
+        confirmed = lambda sizes: np.max(np.minimum(sizes[1:], sizes[:-1]), axis=0)
+        return confirmed(np.array(grads)), float(confirmed(np.array(values)))
+
+    def _on_line(self, point: Point, line: Array, step: float) -> tuple[Array, float]:
+        """Returns the rounding of jax's gradient per leaf, and of the value, seen on a line of points."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            thetas = point.theta + step * np.arange(ROWS)[:, None] * line
+        grads, values = self._grads(thetas, point.fixed, np.tile(point.dy, (ROWS, 1)))
+        with np.errstate(invalid="ignore", over="ignore"):
+            value = float(line_noise(values[:, None])[0])
+            grad = np.zeros(len(self.subject.leaves)) if grads is None else self._largest(line_noise(grads)[None])
+        return grad, value
+
+    def _inner(self, point: Point) -> Any:
+        """Returns the narrowest dtype inside, if it is not that of theta."""
+        if self._narrowest is None:
+            self._narrowest = (narrowest_dtype(self.subject.f, point.theta, point.fixed),)
+        return self._narrowest[0]
+
+    def _against_wider(self, point: Point) -> float:
+        """Returns the error of a NumPy function's value against its value in extended precision, if it has one."""
+        if not self.subject.on_host:
+            return 0.0
+        try:
+            exact = self.subject.f(point.theta.astype(np.longdouble), point.fixed)
+            error = float(np.abs(np.sum(point.dy * (exact - self.subject.f(point.theta, point.fixed)))))
+        except Exception:
+            return 0.0
+        return error if np.isfinite(error) else 0.0
+
+    def _picked(self, leaf: Leaf, auto: Array | None, rng: np.random.Generator) -> Array:
+        """Returns the elements of a leaf to take differences for; first those where jax's gradient is not finite."""
+        order = rng.permutation(np.arange(leaf.start, leaf.stop))
+        if auto is not None:
+            order = order[np.argsort(np.isfinite(auto[order]), kind="stable")]
+        return order[: self.per_leaf]
+
+    def _step(self, point: Point, rounding: float) -> float:
+        """Returns the step of differences: larger where the value is rough, for rounding over step to be small."""
+        _, terms = self.values(point, np.zeros_like(point.theta), np.zeros(1, MOVE))
+        relative = rounding / terms if terms > 0 and np.isfinite(rounding / terms) else 0.0
+        return STEP if relative < ROUGH else float(np.clip(np.cbrt(relative), STEP, 1e-2))
 
     def _single(self, point: Point, rng: np.random.Generator) -> tuple[tuple[Array, Array], Array]:
         """Returns the float32 oracle with its noise, and its error there, scaled to float64.
@@ -176,7 +274,8 @@ class Oracles:
         dys = (narrow.dy * rng.uniform(0.5, 1.5, (12, narrow.dy.size))).astype(narrow.dy.dtype)
         thetas, fixed = np.tile(narrow.theta, (12, 1)), narrow.astype(np.float64).fixed
         truth = self._grads(_wide(thetas), fixed, _wide(dys))[0]
-        return self._largest(_wide(self._grads(thetas, narrow.fixed, dys)[0]) - truth)
+        with np.errstate(invalid="ignore"):
+            return self._largest(_wide(self._grads(thetas, narrow.fixed, dys)[0]) - truth)
 
     def values(self, point: Point, v: Array, moves: Array) -> tuple[Array, float]:
         """Returns the value sum(dy y) at every MOVE, and the sum of |dy y| where nothing moved."""

@@ -106,6 +106,8 @@ def layer_subject(layer: Layer, params: Tree, x: Any, strict: bool = False) -> t
         with context():
             y, residuals = layer.forward(params, x)
             returned = layer.backward(params, residuals, unraveller(partition(y)[0], cast=True)(dy))
+        if theta.dtype == np.float32 and ravel(y).dtype == np.float64:
+            returned = _narrowed(returned)  # a float64 constant in the layer widens everything while x64 is on
         return ravel(_checked(returned, params, x))
 
     def auto(theta: Vector, fixed: Any, dy: Vector) -> Vector:
@@ -128,6 +130,11 @@ def unraveller(tree: Any, cast: bool = False) -> Callable[[Vector], Any]:
         return jax.tree.unflatten(treedef, [p.astype(leaf.dtype) for p, leaf in zip(pieces, leaves)] if cast else pieces)
 
     return unravel
+
+
+def _narrowed(returned: Any) -> Any:
+    """Returns float64 leaves in float32."""
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32) if getattr(leaf, "dtype", None) == np.float64 else leaf, returned)
 
 
 def _checked(returned: Any, params: Tree, x: Any) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
@@ -19,6 +20,10 @@ from .subject import Leaf
 VERDICTS = ("OK", "KINK", "NOISY", "WRONG")  # from harmless to harmful
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 DIFFERENCE_TOLERANCE = 1e-7
+INNER_UNITS = 16  # of the last place of a narrow dtype inside
+ROUGH_HINT = "The value is flat or rough over small steps: rounding hides what the differences would say"
+INFINITE_HINT = "The function is not finite here: nothing can be judged"
+UNJUDGED_HINT = "Neither jax.vjp nor the differences are finite at some elements: these are not judged"
 KINK_HINT = "The one-sided slopes differ: any value between them is a convention"
 BLIND = 1e-3  # a bound above this share of the leaf can judge nothing
 TAYLOR_ORDER = 1.95
@@ -53,6 +58,8 @@ class Finding:
         if self.oracle == "structure":  # nothing could be compared
             return f"{self.verdict:5} {self.layer}  {self.hint}"
         text = f"{self.verdict:5} {self.layer}  {self.leaf}{where}  {self.oracle} {self.dtype}"
+        if self.oracle == "value":
+            return f"{text}: {self.hint}"
         if self.verdict != "OK":
             text += f": expected {self.expected:.6g}, got {self.got:.6g}"
         text += f" (error {self.error:.2g}, bound {self.bound:.2g})"
@@ -103,58 +110,102 @@ class Report:
 
 def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
     """Returns one finding per leaf, of the oracle that is hardest on it, in float64."""
-    return [_judge_leaf(oracles, evidence, rule, number, leaf, layer)
-            for number, leaf in enumerate(oracles.subject.leaves)]
+    found = []
+    for number, leaf in enumerate(oracles.subject.leaves):
+        finding, off = _judge_leaf(oracles, evidence, rule, number, leaf, layer)
+        if finding.verdict == "WRONG":
+            finding = _excused(oracles, evidence, rule, number, leaf, finding, off)
+        found.append(finding)
+    return found
 
 
-def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, layer: str) -> Finding:
+def _excused(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, wrong: Finding, off: Any) -> Finding:
+    """Returns the finding as it is, NOISY if more rounding shows in larger steps, or KINK where a kink explains it."""
+    again, _ = _judge_leaf(oracles, oracles.widened(evidence), rule, number, leaf, wrong.layer)
+    if again.verdict != "WRONG":
+        return replace(again, verdict="NOISY", hint=ROUGH_HINT)
+    slope = float(rule[leaf.slice] @ evidence.v[leaf.slice])
+    bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
+    bent = all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number)
+    if bent and not (len(off) > 1 and oracles.shared(evidence, rule, off, number)):
+        return replace(wrong, verdict="KINK", hint=KINK_HINT)
+    return wrong
+
+
+def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, layer: str) -> tuple[Finding, Any]:
+    """Returns the finding of the hardest oracle, and the elements of theta that an oracle disagrees with."""
     inside = (evidence.coordinates >= leaf.start) & (evidence.coordinates < leaf.stop)
     where, differences = evidence.coordinates[inside], evidence.differences[inside]
-    auto, got, v = evidence.auto, rule[leaf.slice], evidence.v[leaf.slice]
+    auto, got, v = evidence.auto, rule[leaf.slice].astype(np.float64), evidence.v[leaf.slice]
     noise = SAFETY * float(evidence.noise[number])
     scale = _largest(differences if auto is None else auto[leaf.slice])
     base = Finding("OK", layer, leaf.path, "", "float64", scale=scale)
     if not np.isfinite(evidence.rounding):
-        return replace(base, verdict="NOISY", oracle="value", hint="The function is not finite here: nothing can be judged")
-    found, off = [], np.zeros(0, int)  # off: the elements of theta that an oracle disagrees with
+        return replace(base, verdict="NOISY", oracle="value", hint=INFINITE_HINT), np.zeros(0, int)
+    narrow = _narrowest(rule.dtype, evidence.inner)
+    tolerance = _tolerance(narrow)
+    found, off = [], np.zeros(0, int)
 
     if auto is not None:
-        bound = TOLERANCE["float64"] * scale + noise
-        finding, wrong = _compare(base, leaf, "jax.vjp", got, auto[leaf.slice], bound, np.arange(leaf.start, leaf.stop))
-        found, off = [finding], wrong
+        finite = np.isfinite(auto[leaf.slice])  # elsewhere the differences decide
+        bound = tolerance * scale + noise
+        expected = np.where(finite, auto[leaf.slice], got)
+        finding, off = _compare(base, leaf, "jax.vjp", got, expected, bound, np.arange(leaf.start, leaf.stop), finite)
+        if finding.verdict == "OK" and bound > scale > 0:
+            finding = replace(finding, verdict="NOISY", hint=_limit(narrow))
+        found = [finding]
 
     floor = SAFETY * evidence.rounding / float(np.min(evidence.steps[inside]))
-    bound = DIFFERENCE_TOLERANCE * scale + floor + evidence.truncation[inside]
-    finding, wrong = _compare(base, leaf, "differences", rule[where], differences, bound, where)
+    bound = max(DIFFERENCE_TOLERANCE, tolerance) * scale + floor + evidence.truncation[inside]
+    sloped = np.isfinite(differences) & np.isfinite(bound)
+    finding, wrong = _compare(base, leaf, "differences", rule[where].astype(np.float64), differences, bound, where, sloped)
     silent = not np.any(differences) and not np.any(got)  # nothing depends on this leaf, and the rule says so
     if finding.verdict == "OK" and floor > BLIND * scale and not silent:
-        finding = replace(finding, verdict="NOISY", hint="The gradient is at rounding level here")
+        finding = replace(finding, verdict="NOISY", hint=_limit(narrow))
     found, off = [*found, finding], np.union1d(off, wrong)
+    judged = np.zeros(leaf.stop - leaf.start, bool) if auto is None else np.isfinite(auto[leaf.slice])
+    judged[where[sloped] - leaf.start] = True
+    if (auto is not None and not np.all(judged)) or not np.any(judged):
+        found.append(replace(base, verdict="NOISY", oracle="value", hint=UNJUDGED_HINT))
 
     slope, terms = float(got @ v), float(np.abs(got) @ np.abs(v))
-    if evidence.jvp is not None and evidence.jvp_terms is not None:
+    if evidence.jvp is not None and evidence.jvp_terms is not None and np.isfinite(evidence.jvp[number]):
         along = float(evidence.jvp[number])
-        bound = TOLERANCE["float64"] * (float(evidence.jvp_terms[number]) + terms) + noise * float(np.sum(np.abs(v)))
+        bound = tolerance * (float(evidence.jvp_terms[number]) + terms) + noise * float(np.sum(np.abs(v)))
         error = abs(slope - along)
-        found.append(replace(base, verdict="OK" if error <= bound else "WRONG", oracle="dot product with jax.jvp",
+        agrees = error <= bound or not np.isfinite(slope)  # an element of the rule that is not finite is judged by itself
+        found.append(replace(base, verdict="OK" if agrees else "WRONG", oracle="dot product with jax.jvp",
                              expected=along, got=slope, error=error, bound=bound))
     found.append(_taylor(evidence, number, slope, base))
-
-    worst = max(found, key=lambda f: VERDICTS.index(f.verdict))
-    if worst.verdict == "WRONG":
-        bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
-        bent = all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number)
-        if bent and not (len(off) > 1 and oracles.shared(evidence, rule, off, number)):
-            worst = replace(worst, verdict="KINK", hint=KINK_HINT)
-    return worst
+    if auto is None:
+        found.append(_direction(evidence, number, slope, base))
+    return max(found, key=lambda f: VERDICTS.index(f.verdict)), off
 
 
-def _compare(base: Finding, leaf: Leaf, oracle: str, got: Any, expected: Any, bound: float, where: Any) -> tuple[Finding, Any]:
-    """Returns `(finding, elements of theta that disagree)`. NaN disagrees with everything."""
+def _narrowest(*dtypes: Any) -> Any:
+    """Returns the dtype with the fewest digits, None for float64."""
+    narrow = [dtype for dtype in dtypes if dtype is not None and jnp.finfo(dtype).bits < 64]
+    return max(narrow, key=lambda dtype: float(jnp.finfo(dtype).eps), default=None)
+
+
+def _tolerance(dtype: Any) -> float:
+    """Returns the relative tolerance of a computation with values in `dtype`."""
+    name = "float64" if dtype is None else jnp.dtype(dtype).name
+    return TOLERANCE[name] if name in TOLERANCE else INNER_UNITS * float(jnp.finfo(name).eps)
+
+
+def _limit(dtype: Any) -> str:
+    inside = "" if dtype is None else f". It computes in {jnp.dtype(dtype).name}"
+    return f"The gradient is at rounding level here{inside}"
+
+
+def _compare(base: Finding, leaf: Leaf, oracle: str, got: Any, expected: Any, bound: Any, where: Any,
+             judged: Any = True) -> tuple[Finding, Any]:
+    """Returns `(finding, elements of theta that disagree)`. NaN disagrees with everything that is `judged`."""
     with np.errstate(invalid="ignore"):
         errors = np.where(got == expected, 0.0, np.abs(got - expected))  # an infinite slope may be infinite
-    errors = np.where(np.isnan(errors), np.inf, errors)
-    bounds = np.broadcast_to(bound, errors.shape)
+    errors = np.where(judged, np.where(np.isnan(errors), np.inf, errors), 0.0)
+    bounds = np.where(judged, np.broadcast_to(bound, errors.shape), np.inf)
     worst = int(np.argmax(errors - np.where(np.isfinite(bounds), bounds, 0.0)))
     bound = bounds[worst]
     verdict = "OK" if np.all(errors <= bounds) else "WRONG"
@@ -174,7 +225,8 @@ def _taylor(evidence: Evidence, number: int, slope: float, base: Finding) -> Fin
     A wrong slope leaves an error of first order, far above rounding at every step. A network of many kinks has no clean order
     at the larger steps, where some are crossed; at the smallest its remainder is rounding.
     """
-    remainders = np.abs(evidence.increments[number] - TAYLOR_STEPS * slope)
+    with np.errstate(invalid="ignore"):
+        remainders = np.abs(evidence.increments[number] - TAYLOR_STEPS * slope)
     rounding = SAFETY * (evidence.rounding + EPS * TAYLOR_STEPS * abs(slope))
     order = 2.0
     if remainders[-1] > 10 * rounding[-1]:
@@ -184,20 +236,46 @@ def _taylor(evidence: Evidence, number: int, slope: float, base: Finding) -> Fin
                    error=max(0.0, 2.0 - order), bound=2.0 - TAYLOR_ORDER)
 
 
+def _direction(evidence: Evidence, number: int, slope: float, base: Finding) -> Finding:
+    """Judges the slope along v by extrapolated differences, for elements that no difference was taken for."""
+    h = TAYLOR_STEPS
+    increments = evidence.increments[number]
+    with np.errstate(invalid="ignore"):
+        slopes = (16 * increments[1:] - increments[:-1]) / (12 * h[1:])  # what h contributes falls out, h squared stays
+        changes = np.abs(np.diff(slopes))
+        bounds = DIFFERENCE_TOLERANCE * np.abs(slopes[1:]) + 2 * changes + SAFETY * evidence.rounding / h[2:]
+    best = int(np.argmin(np.where(np.isfinite(bounds), bounds, np.inf)))
+    error, bound = abs(slopes[1:][best] - slope), bounds[best]
+    agrees = not np.isfinite(bound) or not np.isfinite(slope) or error <= bound
+    return replace(base, verdict="OK" if agrees else "WRONG", oracle="differences along a direction",
+                   expected=float(slopes[1:][best]), got=slope, error=float(error), bound=float(bound))
+
+
 def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
     """Returns one finding per leaf against jax.vjp of the same forward, in float32."""
     if evidence.single is None:
         return []
     (auto, noise), found = evidence.single, []
     evidence = replace(evidence, point=evidence.point.astype(np.float32).astype(np.float64))
+    inner = np.float32 if evidence.inner is None else _narrowest(np.float32, evidence.inner)
+    overflows = not (np.isfinite(evidence.rounding) and np.all(np.isfinite(evidence.point.theta)))
     for number, leaf in enumerate(oracles.subject.leaves):
-        expected = auto[leaf.slice].astype(np.float64)
+        expected, got = auto[leaf.slice].astype(np.float64), rule[leaf.slice].astype(np.float64)
         base = Finding("OK", layer, leaf.path, "", "float32", scale=_largest(expected))
-        bound = TOLERANCE["float32"] * base.scale + SAFETY * float(noise[number])
-        where = np.arange(leaf.start, leaf.stop)
-        finding, off = _compare(base, leaf, "jax.vjp", rule[leaf.slice].astype(np.float64), expected, bound, where)
+        if overflows:
+            found.append(replace(base, verdict="NOISY", oracle="value", hint=INFINITE_HINT))
+            continue
+        bound = _tolerance(inner) * base.scale + SAFETY * float(noise[number])
+        where, finite = np.arange(leaf.start, leaf.stop), np.isfinite(expected)
+        finding, off = _compare(base, leaf, "jax.vjp", got, np.where(finite, expected, got), bound, where, finite)
         if len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off):
             finding = replace(finding, verdict="KINK", hint=KINK_HINT)
+        if finding.verdict == "OK" and bound > base.scale > 0:
+            off = where[np.abs(got - expected) > _tolerance(inner) * base.scale]
+            bent = len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
+            finding = replace(finding, verdict="KINK" if bent else "NOISY", hint=KINK_HINT if bent else _limit(inner))
+        if finding.verdict == "OK" and not np.array_equal(expected[~finite], got[~finite]):
+            finding = replace(finding, verdict="NOISY", hint="jax.vjp is not finite in float32 at some elements")
         found.append(finding)
     return found
 
