@@ -925,6 +925,19 @@ def test_a_constant_of_numpy_does_not_make_a_layer_wrong_in_float32():
     assert check_layer(replace(right, backward=lambda p, _, dy: ((), dy * scale * 1.001)), X).verdict == "WRONG"
 
 
+# ---- large leaves
+
+
+def test_a_large_leaf_is_checked_element_by_element():
+    """A million numbers: gradients are made one at a time, differences taken for a few, all compared with jax.vjp."""
+    x = numbers(4, 1024)
+    assert check_layer(dense(1024), x, **QUICK).verdict == "OK"
+    last = changed(dense(1024), lambda p, x, dy, dp, dx: ({**dp, "w": dp["w"].at[-1, -1].multiply(1.001)}, dx))
+    report = check_layer(last, x, **QUICK)
+    assert wrong_leaves(report) == {"params/w"}
+    assert report.worst.index == (1023, 1023)
+
+
 # ---- oracles that disagree
 
 

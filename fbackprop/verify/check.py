@@ -17,7 +17,7 @@ from ..layer import Layer
 from ..observe.taps import tap
 from ..params import Tree, is_carried, merge, split
 from .functions import function_subject
-from .oracles import Oracles, Point
+from .oracles import LARGE, Oracles, Point
 from .planted import nearest_bug
 from .subject import Subject, WrongStructure, cast, layer_subject
 from .verdict import Finding, Report, judge, judge_narrow, judge_single
@@ -40,7 +40,7 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
         params = draw_params(layer, x, rng) if params is None else cast(params, np.float64)
         subject, theta, fixed = layer_subject(layer, params, x)
         report = check_subject(subject, theta, fixed, rng, dtypes)
-        if hints and report.verdict == "WRONG":
+        if hints and report.verdict == "WRONG" and theta.size <= LARGE:  # every known mistake is a gradient in memory
             report = report.with_hints(nearest_bug(layer, params, x, rng))
     return report
 

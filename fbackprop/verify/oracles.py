@@ -9,8 +9,9 @@ oracle's own error in float32 against float64, whichever is larger.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import factorial
 from typing import Any
 
@@ -30,6 +31,8 @@ ROWS = 12  # of a call of jax's gradient
 LINE_STEPS = (1e-10, 1e-8, 1e-6, 1e-5)  # between the points of a line that rounding is measured on
 WIDER_STEPS = (1e-5, 1e-4, 1e-3, 1e-2)  # where a result looks wrong: a value may be flat over less
 ROUGH = 1e-9  # rounding of a value, relative, from which on differences take a larger step
+LARGE = 2**18  # numbers in theta, from which on gradients are made one at a time and fewer differences taken
+SAMPLE = 1024  # elements of a leaf whose gradient is followed along a line
 COORDINATES = 64  # that differences are taken for, at most, unless there are more leaves
 
 Array = Any
@@ -109,12 +112,13 @@ def _wide(a: Array) -> Array:
     return np.asarray(a, np.float64)
 
 
-def _moved(vector: Array, rng: np.random.Generator) -> Array:
-    """Returns the vector and three copies, every element one unit in the last place up or down."""
-    signs = rng.integers(0, 2, (3, vector.size)).astype(bool)
-    narrow = vector.dtype.itemsize < 4  # there jax.grad's own error is the measure, not noise
-    moved = np.tile(vector, (3, 1)) if narrow else np.nextafter(vector, np.where(signs, np.inf, -np.inf).astype(vector.dtype))
-    return np.concatenate([vector[None], moved])
+def _moved(vector: Array, rng: np.random.Generator) -> Iterator[Array]:
+    """Yields the vector and three copies, every element one unit in the last place up or down."""
+    yield vector
+    for _ in range(3):
+        up = rng.integers(0, 2, vector.size, np.uint8).astype(bool)
+        narrow = vector.dtype.itemsize < 4  # there jax.grad's own error is the measure, not noise
+        yield vector if narrow else np.nextafter(vector, np.where(up, np.inf, -np.inf).astype(vector.dtype))
 
 
 class Oracles:
@@ -123,8 +127,12 @@ class Oracles:
     def __init__(self, subject: Subject) -> None:
         self.subject, count = subject, len(subject.leaves)
         sizes = [leaf.stop - leaf.start for leaf in subject.leaves]
-        self.leaf_of = np.repeat(np.arange(count, dtype=np.int32), sizes)
-        self.per_leaf = max(1, COORDINATES // max(1, count))
+        self.large = sum(sizes) > LARGE
+        self.rows = 1 if self.large else ROWS
+        self.starts, self.stops = (np.array([getattr(leaf, end) for leaf in subject.leaves]) for end in ("start", "stop"))
+        self.per_leaf = max(1, (COORDINATES // 4 if self.large else COORDINATES) // max(1, count))
+        self.sample = np.concatenate([np.zeros(0, int), *(
+            np.unique(np.linspace(leaf.start, leaf.stop - 1, SAMPLE).astype(int)) for leaf in subject.leaves)])
         probes = sum(min(size, self.per_leaf) for size in sizes)
         self.length = 1 + max(4 * probes + count * len(TAYLOR_STEPS), 2 * len(KINK_STEPS))
         self._narrowest: tuple[Any] | None = None
@@ -140,23 +148,31 @@ class Oracles:
 
     def auto(self, point: Point, rng: np.random.Generator) -> tuple[Array | None, Array, float]:
         """Returns `(gradient by jax, its noise per leaf, noise of the value)` in its dtype."""
-        grads, values = self._grads(_moved(point.theta, rng), point.fixed, _moved(point.dy, rng))
+        rows = self._each(zip(_moved(point.theta, rng), _moved(point.dy, rng)), point.fixed)
+        grad, value = next(rows)
+        noise, value_noise = np.zeros(len(self.subject.leaves)), 0.0
         with np.errstate(invalid="ignore"):
-            value_noise = float(np.max(np.abs(values[1:] - values[0])))
-            if grads is None:
-                return None, np.zeros(len(self.subject.leaves)), value_noise
-            return grads[0], self._largest(_wide(grads[1:]) - _wide(grads[0])), value_noise
+            for moved, moved_value in rows:
+                value_noise = max(value_noise, abs(moved_value - value))
+                if grad is not None:
+                    noise = np.maximum(noise, self._largest(_wide(moved) - _wide(grad)))
+        return grad, noise, value_noise
 
-    def _grads(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
-        """Returns jax's gradient and the value for every row of thetas and dys."""
-        rows = ((0, 0 if self.subject.on_host else ROWS - len(thetas)), (0, 0))  # one length: one compile for each dtype
-        grads, values = self._auto(np.pad(thetas, rows), fixed, np.pad(dys, rows))
-        return None if grads is None else np.asarray(grads)[: len(thetas)], np.asarray(values, np.float64)[: len(thetas)]
+    def _each(self, points: Iterable[tuple[Array, Array]], fixed: Any) -> Iterator[tuple[Array | None, float]]:
+        """Yields jax's gradient and the value at every (theta, dy); several in a call where they are small."""
+        points = iter(points)
+        while rows := list(islice(points, self.rows)):
+            thetas, dys = (np.stack(column) for column in zip(*rows))
+            fill = ((0, 0 if self.subject.on_host else self.rows - len(rows)), (0, 0))  # one length: one compile
+            grads, values = self._auto(np.pad(thetas, fill), fixed, np.pad(dys, fill))
+            del thetas, dys
+            for row, value in zip(range(len(rows)), np.asarray(values, np.float64)):
+                yield None if grads is None else np.asarray(grads[row]), float(value)
 
-    def _largest(self, rows: Array) -> Array:
-        """Returns the largest finite size of an element per leaf, in any row."""
-        finite = np.where(np.isfinite(rows), np.abs(rows), 0.0)
-        return np.array([np.max(finite[:, leaf.slice], initial=0.0) for leaf in self.subject.leaves])
+    def _largest(self, row: Array) -> Array:
+        """Returns the largest finite size of an element per leaf."""
+        sizes = (np.abs(row[leaf.slice]) for leaf in self.subject.leaves)
+        return np.array([np.max(size, initial=0.0, where=np.isfinite(size)) for size in sizes])
 
     def evidence(self, point: Point, rng: np.random.Generator) -> Evidence:
         """Returns everything that the float64 oracles say at a float64 point."""
@@ -182,8 +198,17 @@ class Oracles:
 
     def _measured(self, point: Point, v: Array, coordinates: Array, value_noise: float) -> dict[str, Any]:
         """Returns what values near the point say: rounding, differences and Taylor increments."""
+        found, terms = self._near(point, v, coordinates, STEP, value_noise)
+        if terms > 0 and ROUGH * terms <= value_noise < np.inf:
+            step = float(np.clip(np.cbrt(value_noise / terms), STEP, 1e-2))  # rounding over step has to be small
+            found, _ = self._near(point, v, coordinates, step, value_noise)
+        return found
+
+    def _near(self, point: Point, v: Array, coordinates: Array, step: float,
+              value_noise: float) -> tuple[dict[str, Any], float]:
+        """Returns the same for differences of one relative step, and the sum of absolute terms of the value."""
         count = len(self.subject.leaves)
-        steps = self._step(point, value_noise) * np.maximum(1.0, np.abs(point.theta[coordinates]))
+        steps = step * np.maximum(1.0, np.abs(point.theta[coordinates]))
         k, rows = len(coordinates), count * len(TAYLOR_STEPS)
         moves = np.zeros(1 + 4 * k + rows, MOVE)
         _, elements, stretches = np.split(moves, [1, 1 + 4 * k])
@@ -199,7 +224,7 @@ class Oracles:
             differences, wider = (plus - minus) / (2 * steps), (plus2 - minus2) / (4 * steps)
             return {"rounding": EPS * terms + value_noise, "differences": differences, "steps": steps,
                     "truncation": np.abs(differences - wider),
-                    "increments": (increments - values[0]).reshape(count, len(TAYLOR_STEPS))}
+                    "increments": (increments - values[0]).reshape(count, len(TAYLOR_STEPS))}, terms
 
     def widened(self, evidence: Evidence) -> Evidence:
         """Returns the evidence with the rounding that shows in larger steps: of a value that is flat over small ones."""
@@ -222,12 +247,12 @@ class Oracles:
     def _on_line(self, point: Point, line: Array, step: float) -> tuple[Array, float]:
         """Returns the rounding of jax's gradient per leaf, and of the value, seen on a line of points."""
         with np.errstate(invalid="ignore", over="ignore"):
-            thetas = point.theta + step * np.arange(ROWS)[:, None] * line
-        grads, values = self._grads(thetas, point.fixed, np.tile(point.dy, (ROWS, 1)))
-        with np.errstate(invalid="ignore", over="ignore"):
-            value = float(line_noise(values[:, None])[0])
-            grad = np.zeros(len(self.subject.leaves)) if grads is None else self._largest(line_noise(grads)[None])
-        return grad, value
+            rows = self._each(((point.theta + step * i * line, point.dy) for i in range(ROWS)), point.fixed)
+            grads, values = zip(*((None if grad is None else grad[self.sample], value) for grad, value in rows))
+            sizes = np.zeros(len(self.sample)) if grads[0] is None else line_noise(np.array(grads))
+            value = float(line_noise(np.array(values)[:, None])[0])
+        each = [sizes[(leaf.start <= self.sample) & (self.sample < leaf.stop)] for leaf in self.subject.leaves]
+        return np.array([np.max(size, initial=0.0) for size in each]), value
 
     def _inner(self, point: Point) -> Any:
         """Returns the narrowest dtype inside, if it is not that of theta."""
@@ -253,12 +278,6 @@ class Oracles:
             order = order[np.argsort(np.isfinite(auto[order]), kind="stable")]
         return order[: self.per_leaf]
 
-    def _step(self, point: Point, rounding: float) -> float:
-        """Returns the step of differences: larger where the value is rough, for rounding over step to be small."""
-        _, terms = self.values(point, np.zeros_like(point.theta), np.zeros(1, MOVE))
-        relative = rounding / terms if terms > 0 and np.isfinite(rounding / terms) else 0.0
-        return STEP if relative < ROUGH else float(np.clip(np.cbrt(relative), STEP, 1e-2))
-
     def _single(self, point: Point, rng: np.random.Generator) -> tuple[tuple[Array, Array], Array]:
         """Returns the float32 oracle with its noise, and its error there, scaled to float64.
 
@@ -272,10 +291,14 @@ class Oracles:
     def own_error(self, narrow: Point, rng: np.random.Generator) -> Array:
         """Returns jax's largest error per leaf over a dozen cotangents: one can be lucky."""
         dys = (narrow.dy * rng.uniform(0.5, 1.5, (12, narrow.dy.size))).astype(narrow.dy.dtype)
-        thetas, fixed = np.tile(narrow.theta, (12, 1)), narrow.astype(np.float64).fixed
-        truth = self._grads(_wide(thetas), fixed, _wide(dys))[0]
+        wide = narrow.astype(np.float64)
+        rounded = self._each(((narrow.theta, dy) for dy in dys), narrow.fixed)
+        exact = self._each(((wide.theta, _wide(dy)) for dy in dys), wide.fixed)
+        largest = np.zeros(len(self.subject.leaves))
         with np.errstate(invalid="ignore"):
-            return self._largest(_wide(self._grads(thetas, narrow.fixed, dys)[0]) - truth)
+            for (got, _), (truth, _) in zip(rounded, exact):
+                largest = np.maximum(largest, self._largest(_wide(got) - _wide(truth)))
+        return largest
 
     def values(self, point: Point, v: Array, moves: Array) -> tuple[Array, float]:
         """Returns the value sum(dy y) at every MOVE, and the sum of |dy y| where nothing moved."""
@@ -347,7 +370,7 @@ class Oracles:
                    moves: dict[str, Array]) -> tuple[Array, Array]:
         def value(move: dict[str, Array]) -> Array:
             moved = theta.at[move["index"]].add(move["by"]) if theta.size else theta
-            moved += move["along"] * jnp.where(self.leaf_of == move["leaf"], v, 0)
+            moved += move["along"] * jnp.where(self._within(move["leaf"], theta), v, 0)
             return jnp.sum(dy * self.subject.f(moved, fixed))
 
         return lax.map(value, moves), jnp.sum(jnp.abs(dy * self.subject.f(theta, fixed)))
@@ -359,14 +382,22 @@ class Oracles:
                         moves: dict[str, Array]) -> tuple[Array, Array]:
         values = []
         for index, by, leaf, along in zip(*(moves[name] for name in MOVE.names or ())):
-            moved = theta + along * np.where(self.leaf_of == leaf, v, 0)
+            moved, stretch = theta.copy(), self.subject.leaves[leaf].slice
+            moved[stretch] += along * v[stretch]
             moved[index] += by
             values.append(np.sum(dy * self.subject.f(moved, fixed)))
         return np.array(values), np.sum(np.abs(dy * self.subject.f(theta, fixed)))
 
+    def _within(self, leaf: Array, theta: Array) -> Array:
+        """Returns where theta belongs to a leaf."""
+        if not self.subject.leaves:
+            return jnp.zeros(theta.shape, bool)
+        at = jnp.arange(theta.size)
+        return (jnp.asarray(self.starts)[leaf] <= at) & (at < jnp.asarray(self.stops)[leaf])
+
     def _jvp_by_leaf(self, theta: Array, fixed: Any, dy: Array, v: Array) -> tuple[Array, Array]:
         def one(leaf: Array) -> tuple[Array, Array]:
-            tangent = jnp.where(self.leaf_of == leaf, v, 0)
+            tangent = jnp.where(self._within(leaf, theta), v, 0)
             terms = dy * jax.jvp(lambda t: self.subject.f(t, fixed), (theta,), (tangent,))[1]
             return jnp.sum(terms), jnp.sum(jnp.abs(terms))
 
