@@ -162,10 +162,10 @@ class Oracles:
         """Yields jax's gradient and the value at every (theta, dy); several in a call where they are small."""
         points = iter(points)
         while rows := list(islice(points, self.rows)):
-            thetas, dys = (np.stack(column) for column in zip(*rows))
-            fill = ((0, 0 if self.subject.on_host else self.rows - len(rows)), (0, 0))  # one length: one compile
-            grads, values = self._auto(np.pad(thetas, fill), fixed, np.pad(dys, fill))
-            del thetas, dys
+            full = rows if self.subject.on_host else (rows * self.rows)[: self.rows]  # one length: one compile
+            thetas, dys = (column[0][None] if len(column) == 1 else np.stack(column) for column in zip(*full))
+            grads, values = self._auto(thetas, fixed, dys)
+            del thetas, dys, full
             for row, value in zip(range(len(rows)), np.asarray(values, np.float64)):
                 yield None if grads is None else np.asarray(grads[row]), float(value)
 
@@ -185,7 +185,8 @@ class Oracles:
         line = rng.uniform(0.5, 1, theta.size) * rng.choice([-1.0, 1.0], theta.size) * np.maximum(1.0, np.abs(theta))
         inner = None if self.subject.on_host else self._inner(point)
         rough = () if inner is None else (4 * float(jnp.finfo(inner).eps),)  # what shows the rounding of that dtype
-        seen = [self._roughness(point, line, LINE_STEPS), *(self._on_line(point, line, step) for step in rough)]
+        steps = LINE_STEPS[1:3] if self.large else LINE_STEPS
+        seen = [self._roughness(point, line, steps), *(self._on_line(point, line, step) for step in rough)]
         noise = np.max([noise, *(grad for grad, _ in seen)], axis=0)
         value_noise = max(value_noise, self._against_wider(point), *(value for _, value in seen))
         v = rng.standard_normal(theta.size)

@@ -151,7 +151,7 @@ def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, le
         bound = tolerance * scale + noise
         expected = np.where(finite, auto[leaf.slice], got)
         finding, off = _compare(base, leaf, "jax.vjp", got, expected, bound, np.arange(leaf.start, leaf.stop), finite)
-        if finding.verdict == "OK" and bound > scale > 0:
+        if finding.verdict == "OK" and bound > scale > 0 and finding.error > tolerance * scale:
             finding = replace(finding, verdict="NOISY", hint=_limit(narrow))
         found = [finding]
 
@@ -270,9 +270,9 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
         finding, off = _compare(base, leaf, "jax.vjp", got, np.where(finite, expected, got), bound, where, finite)
         if len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off):
             finding = replace(finding, verdict="KINK", hint=KINK_HINT)
-        if finding.verdict == "OK" and bound > base.scale > 0:
-            off = where[np.abs(got - expected) > _tolerance(inner) * base.scale]
-            bent = len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
+        off = where[finite & ~(np.abs(got - expected) <= _tolerance(inner) * base.scale)]
+        if finding.verdict == "OK" and len(off) and bound > base.scale > 0:
+            bent = all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
             finding = replace(finding, verdict="KINK" if bent else "NOISY", hint=KINK_HINT if bent else _limit(inner))
         if finding.verdict == "OK" and not np.array_equal(expected[~finite], got[~finite]):
             finding = replace(finding, verdict="NOISY", hint="jax.vjp is not finite in float32 at some elements")
