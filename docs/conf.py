@@ -10,7 +10,7 @@ from fbackprop.names import PACKAGE_OF
 
 project, author, copyright = "fbackprop", "the fbackprop developers", "the fbackprop developers, Apache-2.0"
 version = release = fbackprop.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "conf.py"]
