@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol, TypeAlias, final
 
@@ -87,7 +87,7 @@ class Layer:
         raise TypeError(f"class {cls.__name__}(Layer): expected no subclass, for rewrites would lose what it adds. Call "
                         f'Layer("{cls.__name__.lower()}", init, forward, backward) and give it tuning=, scan= or cell=')
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Returns the call that makes the layer, for people to read."""
         return f"{self.kind}({', '.join(filter(None, (*map(repr, self.parts), *map(str, self.options))))})"
