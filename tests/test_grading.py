@@ -129,6 +129,8 @@ MORE = {
     "no_layer_either": (right("dense").replace("return dense(5),", "return 7,"), "ERROR", "expected a Layer"),
     "no_arrays": (instead('return {"w": 1, "b": "b"}, None'), "ERROR", ""),
     "copies_ours": (before("from fbackprop import dense as ours"), "ERROR", "Layer alone"),
+    "copies_a_package": (before("from fbackprop.layers import dense as ours"), "ERROR", "Layer alone"),
+    "copies_a_module": (before("import sys\nours = sys.modules['fbackprop.layers.dense'].dense"), "ERROR", "KeyError"),
     "vjp_at_import": (before("from jax import vjp\nvjp(jnp.sin, 1.0)").replace("\n", "\nimport jax, jax.numpy as jnp\n", 1),
                       "ERROR", "autodiff"),
     "vjp_kept": (right("dense").replace('params["b"], x  #', 'params["b"], jax.vjp(jnp.sin, x)[1]  #'), "ERROR", "autodiff"),

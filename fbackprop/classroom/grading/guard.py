@@ -26,6 +26,7 @@ PROGRAMS = frozenset({"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os
                       "os.killpg", "subprocess.Popen", "pty.spawn", "_winapi.CreateProcess", "_winapi.TerminateProcess"})
 CHANGES = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.mkdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1,
            "os.chown": 1, "os.utime": 1, "os.truncate": 1}  # how many paths come first; what comes last is a dir_fd
+RULES = ("layers", "losses", "models")  # this package's own rules, which the imports of a submission do not find
 LARGEST = 10**8  # bytes of a file that is written
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -41,9 +42,21 @@ def close(folder: str) -> None:
         import _posixsubprocess
 
         _posixsubprocess.fork_exec = subprocess._fork_exec = _refuser("an exercise starts and ends no other program")  # type: ignore
+    _hide_rules()
     sys.meta_path.insert(0, _Imports(frozenset(sys.modules)))
     sys.dont_write_bytecode = True
     sys.addaudithook(_hook(os.path.realpath(folder)))
+
+
+def _hide_rules() -> None:
+    """Makes the packages of rules look as if they had not been imported; functions that use them still work."""
+    package = __name__.partition(".")[0]
+    hidden = tuple(f"{package}.{name}" for name in RULES)
+    for name in list(sys.modules):
+        if name in hidden or name.startswith(tuple(f"{rules}." for rules in hidden)):
+            del sys.modules[name]
+    for name in RULES:
+        vars(sys.modules[package]).pop(name, None)
 
 
 def _refuser(words: str, error: type[Exception] = PermissionError) -> Callable[..., NoReturn]:
