@@ -16,32 +16,47 @@ from fbackprop import (
     Layer,
     Next,
     State,
+    add,
     assert_rule,
     chain,
     check_gradient,
     check_layer,
     check_network,
+    checkpoint,
     dense,
     elu,
+    embedding,
+    fan_out,
     flatten,
     from_function,
+    frozen,
     gelu,
+    gpt,
+    gru,
     half_squared_error,
     leaky_relu,
+    lstm,
     mlp,
     mse,
     relu,
+    repeat,
+    replace_rules,
     sigmoid,
     silu,
     skip,
     softmax,
     softmax_cross_entropy,
     softplus,
+    split,
+    take_last,
     tanh,
+    tied,
     with_precision,
 )
 from fbackprop.data import load_mnist5k
+from fbackprop.dtypes import combine
 from fbackprop.names import names_of
+from fbackprop.transform import layers_by_path
 from fbackprop.verify.cases import CASES, Case
 from fbackprop.verify.table import summary, verify_case, verify_table
 
@@ -392,7 +407,7 @@ def test_a_bias_in_front_of_a_mean_is_noise():
 
 def test_a_wrong_bias_in_front_of_a_mean_is_no_noise():
     wrong = changed(dense(3), lambda p, x, dy, dp, dx: ({**dp, "b": dp["b"] + 1e-9}, dx))
-    assert wrong_leaves(check_layer(chain(wrong, centre), X, **QUICK)) == {"params/0/b"}
+    assert wrong_leaves(check_layer(chain(wrong, centre), X, **QUICK)) == {"params/b"}
 
 
 DEEP = [part for _ in range(12) for part in (dense(6), sigmoid())]
@@ -408,7 +423,8 @@ def test_an_error_before_twelve_sigmoids_is_found():
     """The gradient is a millionth there, but an error of a thousandth of it is still one."""
     slightly = changed(sigmoid(), lambda p, y, dy, dp, dx: (dp, 1.001 * dx))
     net = chain(DEEP[0], slightly, *DEEP[2:])
-    assert wrong_leaves(check_layer(net, X, start(net, X), **QUICK)) == {"params/0/b", "params/0/w", "x"}
+    report = check_layer(net, X, start(net, X), **QUICK)
+    assert {(finding.layer, finding.leaf) for finding in report.findings} == {("1 sigmoid()", "x")}
 
 
 @pytest.mark.parametrize("residual", [1e-3, 1e-6, 1e-9])
@@ -978,6 +994,82 @@ CULPRITS = {
     "two": ([skip(chain(first_alone, badly))], {"0/0/0 dense(5)", "0/0/1 relu()"}),
     "a missing key": ([changed(dense(5), lambda p, x, dy, dp, dx: ({"w": dp["w"]}, dx)), tanh()], {"0 dense(5)"}),
 }
+
+
+def doubled(of: Layer) -> Layer:
+    """Doubles the largest part of a rule: the weights' gradients, or dx where there are none."""
+    def backward(params, residuals, dy):
+        dparams, dx = of.backward(params, residuals, dy)
+        twice = lambda tree: jax.tree.map(lambda g: 2 * g, tree)
+        gradients, successors = split(dparams)
+        if jax.tree.leaves(gradients):
+            return combine(twice(gradients), successors), dx
+        return dparams, twice(dx)
+
+    return replace(of, backward=backward)
+
+
+NARROW, SEQUENCES = numbers(4, 6), numbers(4, 5, 6)
+IDS = np.array([[0, 3, 1], [2, 2, 4], [1, 0, 3], [4, 4, 0]], np.int32)
+# name -> (net, x, places that are judged in every run)
+PLACES = {
+    "skip": (chain(skip(chain(dense(6), tanh(), dense(6))), dense(3)), NARROW, ()),
+    "repeat": (chain(repeat(chain(dense(6), tanh()), 3), dense(3)), NARROW, ("0/0/0", "0")),
+    "unrolled repeat": (chain(repeat(chain(dense(6), tanh()), 2, unroll=True), dense(3)), NARROW, ()),
+    "fan_out": (chain(fan_out(dense(3), chain(dense(3), tanh())), add()), NARROW, ("0/1/1",)),
+    "lstm": (chain(lstm(4), take_last(), dense(3)), SEQUENCES, ("0/1/0",)),
+    "gru": (chain(gru(4), take_last(), dense(3)), SEQUENCES, ()),
+    "tied": (tied(chain(dense(6), tanh(), dense(6), dense(3)), {"2/w": "0/w"}), NARROW, ("2",)),
+    "precision": (with_precision(chain(dense(6), tanh(), dense(3)), PRECISIONS["bfloat16"]), NARROW, ("0",)),
+    "checkpoint": (chain(checkpoint(chain(dense(6), tanh())), dense(3)), NARROW, ("0/0",)),
+    "frozen": (chain(frozen(dense(6)), tanh(), dense(3)), NARROW, ("1",)),
+    "embedding": (chain(embedding(5, 4), flatten(), dense(3)), IDS, ("0",)),
+    "state": (chain(dense(6), fbackprop.dropout(0.5), fbackprop.batch_norm(), dense(3)), NARROW, ("2",)),
+    "gpt": (gpt(11, 3, features=8, heads=2, blocks=1, chunk=None), (IDS, IDS), ()),
+}
+
+
+def expect_named(name, place):
+    net, x, _ = PLACES[name]
+    loss, batch = (None, x) if name == "gpt" else (softmax_cross_entropy(), (x, CLASSES))
+    params = net.init(jax.random.key(0), x)
+    report = check_network(replace_rules(net, place, doubled), loss, params, batch, dtypes=("float64",))
+    assert report.verdict == "WRONG"
+    assert {finding.layer.partition(" ")[0] for finding in report.findings} == {place}
+
+
+@pytest.mark.parametrize(("name", "place"), [(name, place) for name in PLACES for place in PLACES[name][2]])
+def test_a_wrong_layer_is_named(name, place):
+    expect_named(name, place)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLACES)
+def test_every_wrong_layer_is_named(name):
+    net, _, done = PLACES[name]
+    for place in layers_by_path(net):
+        unseen = place == "" or place in done or (name, place) == ("frozen", "0")  # a frozen layer has no gradients
+        if not unseen:
+            expect_named(name, place)
+
+
+def test_check_layer_names_the_layer_too():
+    net, x, _ = PLACES["repeat"]
+    report = check_layer(replace_rules(net, "0/0/1", doubled), x)
+    assert {finding.layer for finding in report.findings} == {"0/0/1 tanh()"}
+
+
+def test_a_wrong_combinator_without_parts_to_see_is_reported_whole():
+    net = replace(chain(dense(6), tanh()), backward=lambda params, residuals, dy: (params, dy))
+    report = check_layer(net, X)
+    assert report.verdict == "WRONG"
+    assert {finding.layer for finding in report.findings} == {"chain(dense(6), tanh())"}
+
+
+def test_a_leaf_has_one_line_for_all_dtypes():
+    shown = str(check_layer(badly, X)).splitlines()
+    assert len(shown) == 2
+    assert "float64, float32" in shown[0]
 
 
 mean_square = layer("mean_square()", lambda p, batch: (jnp.mean(jnp.square(batch[0])), batch[0]),

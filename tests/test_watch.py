@@ -22,8 +22,10 @@ from fbackprop import (
     concat,
     dense,
     dropout,
+    embedding,
     fan_out,
     first_bad,
+    flatten,
     frozen,
     graft,
     identity,
@@ -356,3 +358,15 @@ def test_through_accumulation_the_last_part_is_seen():
         assert seen[path].y.norm == pytest.approx(reading.y.norm, rel=1e-5)
         assert seen[path].dy.norm == pytest.approx(reading.dy.norm, rel=1e-5)
         assert seen[path].y.size == reading.y.size
+
+
+def test_params_in_float32_under_x64_stay_what_they_are():
+    net, loss = chain(embedding(5, 3), flatten(), dense(5)), softmax_cross_entropy()
+    with jax.enable_x64(True):
+        ids, labels = jnp.zeros((2, 2), int), jnp.array([0, 1])
+        params = jax.tree.map(lambda leaf: leaf.astype("float32"), net.init(jax.random.key(0), ids))
+        gradients = activation_gradients(net, loss)(params, (ids, labels))
+        value, seen, _ = probe(net, loss)(params, (ids, labels))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(gradients)} == {"float32"}
+    assert value.dtype == "float32"
+    assert set(seen) == {"0", "1", "2"}

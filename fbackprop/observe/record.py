@@ -15,9 +15,10 @@ from jax import tree_util
 
 from ..checks import expect
 from ..compose import objective
+from ..dtypes import is_floating
 from ..gradients import value_and_grad
 from ..layer import Layer, wrapper
-from ..params import Next, State, Tree, Wrapped, graft, named_leaves
+from ..params import Next, State, Tree, Wrapped, graft, named_leaves, paths
 from ..transform import core, replace_rules
 
 
@@ -85,9 +86,23 @@ def beside_records(net: Layer, loss: Layer | None, params: Tree, batch: Tree) ->
     """Adds the Records of `net`, as at the start, to `params` of the same net without Records."""
     keys = [leaf for leaf in jax.tree.leaves(params) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key)]
     key = jax.random.key(0, impl=jax.random.key_impl(keys[0]) if keys else None)  # of the kind that State holds
-    spec = jax.eval_shape(objective(net, loss).init, key, batch)
+    spec = _in_dtypes_of(params, jax.eval_shape(objective(net, loss).init, key, batch))
     fill = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
     return jax.tree.map(fill, graft(params, spec))
+
+
+def without_records(layer: Layer, params: Tree, x: Tree) -> Tree:
+    """Returns the params of `layer` out of those of the same layer with Records inside."""
+    spec = jax.eval_shape(layer.init, jax.random.key(0), x)
+    return graft(params, _in_dtypes_of(params, spec)) if paths(spec) else spec
+
+
+def _in_dtypes_of(params: Tree, spec: Tree) -> Tree:
+    """Returns `spec` with the floating dtypes of `params`, leaf by leaf: under x64 another init may choose others."""
+    given = {path: jnp.result_type(leaf) for path, leaf in paths(params).items() if is_floating(leaf)}
+    leaves, treedef = jax.tree.flatten(spec)
+    kept = [jax.ShapeDtypeStruct(leaf.shape, given.get(path, leaf.dtype)) for path, leaf in zip(paths(spec), leaves)]
+    return jax.tree.unflatten(treedef, kept)
 
 
 class ActivationGradients(Protocol):

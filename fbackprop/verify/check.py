@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,8 +13,8 @@ from ..checks import expect
 from ..compose import objective
 from ..dtypes import is_floating
 from ..layer import Layer
-from ..observe.taps import tap
 from ..params import Tree, is_carried, merge, split
+from .culprit import culprits
 from .functions import function_subject
 from .oracles import LARGE, Oracles, Point
 from .planted import nearest_bug
@@ -38,11 +37,27 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
     with jax.enable_x64(True):
         x = cast(draw(x, rng), np.float64)
         params = draw_params(layer, x, rng) if params is None else cast(params, np.float64)
-        subject, theta, fixed = layer_subject(layer, params, x)
-        report = check_subject(subject, theta, fixed, rng, dtypes)
-        if hints and report.verdict == "WRONG" and theta.size <= LARGE:  # every known mistake is a gradient in memory
-            report = report.with_hints(nearest_bug(layer, params, x, rng))
+        report = _judged(layer, x, params, rng, dtypes, hints and not layer.parts)
+        if report.verdict == "WRONG" and layer.parts:
+            check = lambda part, x, params: _judged(part, x, params, stream(seed), DTYPES[:1], hints)
+            blamed = culprits(layer, params, x, check)
+            report = blamed or _hinted(report, layer, params, x, rng, hints)
     return report
+
+
+def _judged(layer: Layer, x: Any, params: Tree, rng: np.random.Generator, dtypes: Sequence[str], hints: bool) -> Report:
+    """Judges a layer as a whole. Inside `jax.enable_x64(True)`."""
+    x, params = cast((x, params), np.float64)
+    subject, theta, fixed = layer_subject(layer, params, x)
+    return _hinted(check_subject(subject, theta, fixed, rng, dtypes), layer, params, x, rng, hints)
+
+
+def _hinted(report: Report, layer: Layer, params: Tree, x: Any, rng: np.random.Generator, hints: bool) -> Report:
+    """Returns the report with the nearest known mistake of every WRONG leaf."""
+    small = sum(leaf.size for leaf in jax.tree.leaves((params, x)) if is_floating(leaf)) <= LARGE
+    if not (hints and small and report.verdict == "WRONG"):  # every known mistake is a gradient in memory
+        return report
+    return report.with_hints(nearest_bug(layer, params, x, rng))
 
 
 def check_loss(loss: Layer, y: Any, target: Any, **options: Any) -> Report:
@@ -52,26 +67,8 @@ def check_loss(loss: Layer, y: Any, target: Any, **options: Any) -> Report:
 
 def check_network(net: Layer, loss: Layer | None, params: Tree, batch: Any, *, seed: int = 0,
                   dtypes: Sequence[str] = DTYPES) -> Report:
-    """Judges the whole reverse chain on a batch.
-
-    Where it is WRONG, judges every layer by itself at its own input, to name the culprit.
-    """
-    report = check_layer(objective(net, loss), batch, params, seed=seed, dtypes=dtypes, hints=False)
-    if report.verdict != "WRONG":
-        return report
-    blamed: dict[str, Report] = {}
-    try:
-        with jax.enable_x64(True):
-            inputs = recorded(objective(net, loss), *cast((params, batch), np.float64))
-    except TypeError:  # a combinator with a rule of its own shows no parts: the whole report says what is wrong
-        return report
-    for path, layer, layer_params, x in inputs:
-        if any(other.startswith(f"{path}/" if path else "") for other in blamed):
-            continue  # a part of it is wrong already
-        found = check_layer(layer, x, layer_params, seed=seed, dtypes=DTYPES[:1])
-        if found.verdict == "WRONG":
-            blamed[path] = Report(tuple(replace(f, layer=f"{path} {f.layer}") for f in found.findings if f.verdict == "WRONG"))
-    return sum(blamed.values(), Report(())) if blamed else report
+    """Judges the whole reverse chain on a batch, as `check_layer` judges a layer with parts."""
+    return check_layer(objective(net, loss), batch, params, seed=seed, dtypes=dtypes)
 
 
 def check_gradient(fn: Callable[..., Any], gradient_fn: Callable[..., Any] | None, *args: Any,
@@ -153,9 +150,3 @@ def draw_params(layer: Layer, x: Any, rng: np.random.Generator) -> Tree:
     trainable, state = split(params)
     return merge(draw(trainable, rng, always=True), cast(state, np.float64))
 
-
-def recorded(net: Layer, params: Tree, x: Any) -> list[tuple[str, Layer, Tree, Any]]:
-    """Returns (path, layer, params, input) of every layer in a forward, parts before the whole."""
-    found: list[tuple[str, Layer, Tree, Any]] = []
-    tap(net, lambda path, layer, params, x, *_: found.append((path, layer, params, x))).forward(params, x)
-    return found

@@ -73,7 +73,7 @@ def bugs(layer: Layer) -> Iterator[tuple[str, Layer]]:
     """Yields (description, wrong layer) for every mistake in the rule of `layer` or of a part."""
     for text, wrong in {**RULE_BUGS, **_kind_bugs(layer)}.items():
         yield text, _plant(layer, wrong)
-    for i, part in enumerate(layer.parts):
+    for i, part in enumerate(layer.parts if layer.rebuild else ()):
         for text, wrong in _kind_bugs(part).items():
             yield f"layer {i}: {text}", replace_rules(layer, str(i), partial(_plant, wrong=wrong))
 
@@ -121,7 +121,7 @@ def named_mistakes(layer: Layer, params: Tree, x: Any, point: Point,
     Only the forward of `layer` is run: jax.vjp makes the right rule.
     """
     by_jax = from_function(lambda params, x: layer.forward(params, x)[0])
-    right = replace(by_jax, kind=layer.kind, options=layer.options)
+    right = replace(by_jax, kind=layer.kind, options=layer.options, parts=layer.parts)
     subject = layer_subject(right, params, x)[0]
     wrongs = planted_results(right, params, x, point)
     rights = np.asarray(subject.rule(point.theta, point.fixed, point.dy))

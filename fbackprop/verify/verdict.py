@@ -97,7 +97,7 @@ class Report:
         return Report(self.findings + other.findings, self.unchecked + other.unchecked)
 
     def __str__(self) -> str:
-        bad = [str(finding) for finding in self.findings if finding.verdict != "OK"]
+        bad = self._worst_of_each_leaf()
         leaves = {(finding.layer, finding.leaf) for finding in self.findings}
         dtypes = ", ".join(dict.fromkeys(finding.dtype for finding in self.findings if finding.dtype))
         looked = f"{len(leaves)} leaves in {dtypes}, {len(bad)} findings" if dtypes else "the structure is another one"
@@ -105,7 +105,20 @@ class Report:
             looked = "the structure fits; there is no floating number to check"
         if self.unchecked:
             looked += f". Not checked: {', '.join(self.unchecked)}"
-        return "\n".join([*bad, f"{self.verdict}: {looked}"])
+        return "\n".join([*map(str, bad), f"{self.verdict}: {looked}"])
+
+    def _worst_of_each_leaf(self) -> list[Finding]:
+        """Returns the most harmful finding of every leaf that is not OK, with all dtypes that show as much."""
+        groups: dict[tuple[str, str], list[Finding]] = {}
+        for finding in self.findings:
+            if finding.verdict != "OK":
+                groups.setdefault((finding.layer, finding.leaf), []).append(finding)
+        worst = []
+        for group in groups.values():
+            first = max(group, key=lambda finding: VERDICTS.index(finding.verdict))
+            alike = dict.fromkeys(finding.dtype for finding in group if finding.verdict == first.verdict)
+            worst.append(replace(first, dtype=", ".join(alike)))
+        return worst
 
 
 def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[Finding]:
