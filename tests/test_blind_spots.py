@@ -35,7 +35,30 @@ def _counter(step):
                  lambda params, residuals, dy: (Next(params.value + step), dy))
 
 
+def _remembering():
+    """A tanh whose rule is wrong from its hundredth trace on."""
+    calls = []
+
+    def change(params, y, dy, dparams, dx):
+        calls.append(1)
+        return dparams, dx if len(calls) < 100 else 2 * dx
+
+    return wrong_backward(tanh(), change)
+
+
+@jax.custom_batching.custom_vmap
+def _refusing(x):
+    return x
+
+
+@_refusing.def_vmap
+def _refuse(size, batched, x):
+    raise NotImplementedError("no vmap")
+
+
 UNSEEN = {
+    "a rule that remembers": (_remembering(), X),
+    "a use that the rule refuses": (wrong_backward(tanh(), lambda p, y, dy, dp, dx: (dp, _refusing(dx))), X),
     "a wrong forward": (_fake_tanh(), X),
     "values never drawn": (wrong_backward(tanh(), lambda p, y, dy, dp, dx: (dp, jnp.where(jnp.abs(y) > 0.999999, 7.0, dx))), X),
     "shapes never tried": (wrong_backward(dense(4), lambda p, x, dy, dp, dx: ({"w": dp["w"], "b": dy[0]}, dx)), X[:1]),

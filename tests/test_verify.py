@@ -36,6 +36,7 @@ from fbackprop import (
     half_squared_error,
     leaky_relu,
     lstm,
+    max_pool,
     mlp,
     mse,
     relu,
@@ -518,7 +519,7 @@ def test_numpy_functions_are_checked():
     assert check_gradient(sines, lambda x: np.cos(x) * x + np.sin(x), V).verdict == "OK"
     report = check_gradient(sines, lambda x: np.cos(x) * x, V)
     assert (report.verdict, report.worst.layer) == ("WRONG", "sines")
-    assert "argument 0[" in str(report)
+    assert "sines  x[" in str(report)
 
 
 CUSTOM = {
@@ -570,7 +571,7 @@ def test_argnums_of_a_numpy_function():
     a, x = numbers(3, 6), V
     assert check_gradient(value, lambda a, x: a.sum(0), a, x, argnums=1).verdict == "OK"
     report = check_gradient(value, lambda a, x: 2 * a.sum(0), a, x, argnums=1)
-    assert wrong_leaves(report) == {"argument 1"}
+    assert wrong_leaves(report) == {"x"}
 
 
 def test_argnums_of_a_custom_vjp_function():
@@ -590,7 +591,7 @@ def test_pytrees_as_arguments():
     at = {"w": V, "b": [2.0], "n": 3}
     assert check_gradient(value, gradient, at).verdict == "OK"
     report = check_gradient(value, lambda p: {**gradient(p), "b": [p["b"][0]]}, at)
-    assert wrong_leaves(report) == {"argument 0/b/0"}
+    assert wrong_leaves(report) == {"p/b/0"}
 
 
 def test_a_value_that_is_no_scalar_is_an_error_that_says_so():
@@ -713,14 +714,14 @@ def test_dicts_of_params_are_checked():
     at = {"w": WEIGHTS, "b": 0.5}
     assert check_gradient(value, jax.grad(value), at).verdict == "OK"
     wrong = lambda p: {**jax.grad(value)(p), "b": 1.0}
-    assert wrong_leaves(check_gradient(value, wrong, at)) == {"argument 0/b"}
+    assert wrong_leaves(check_gradient(value, wrong, at)) == {"p/b"}
 
 
 def test_several_and_negative_argnums():
     both = jax.grad(squares, argnums=(0, 1))
     assert check_gradient(squares, both, WEIGHTS, DATA, TARGET, argnums=(0, 1)).verdict == "OK"
     second = lambda *a: (both(*a)[0], 1.001 * both(*a)[1])
-    assert wrong_leaves(check_gradient(squares, second, WEIGHTS, DATA, TARGET, argnums=(0, -2))) == {"argument 1"}
+    assert wrong_leaves(check_gradient(squares, second, WEIGHTS, DATA, TARGET, argnums=(0, -2))) == {"x"}
     last = lambda w, x, y: -2 * (x @ w - y)
     assert check_gradient(squares, last, WEIGHTS, DATA, TARGET, argnums=-1).verdict == "OK"
     report = check_gradient(squares, both, WEIGHTS, DATA, TARGET, argnums=(0, 1, 2))
@@ -749,7 +750,7 @@ def test_the_report_says_what_has_no_gradient():
     value = lambda p: jnp.sum(p["w"] ** 2) * p["n"]
     report = check_gradient(value, lambda p: {"w": 2 * p["w"] * p["n"], "n": None}, {"w": V, "n": 3})
     assert report.verdict == "OK"
-    assert "Not checked: argument 0/n (int)" in str(report)
+    assert "Not checked: p/n (int)" in str(report)
     assert "no floating number to check" in str(check_layer(tanh(), np.zeros((0, 5))))
 
 
@@ -982,6 +983,95 @@ def test_where_jax_is_nan_the_differences_decide():
     wrong = layer("guarded_root()", _guarded_root().forward, lambda p, x, dy: ((), dy / (2 * jnp.sqrt(jnp.abs(x)))))
     assert check_layer(wrong, x, **QUICK).verdict == "WRONG"
     assert check_layer(_guarded_root(jnp.nan), x, **QUICK).verdict == "WRONG"
+
+
+# ---- the same rule, used otherwise
+
+def rule_of_tanh(change):
+    return changed(tanh(), lambda p, y, dy, dp, dx: (dp, change(dy, dx)))
+
+
+def _of_a_later_trace(after):
+    calls = []
+
+    def change(dy, dx):
+        calls.append(1)
+        return 2 * dx if len(calls) > after else dx
+
+    return change
+
+
+@jax.custom_batching.custom_vmap
+def _doubled_by_vmap(x):
+    return x
+
+
+_doubled_by_vmap.def_vmap(lambda size, batched, x: (2 * x, batched[0]))
+is_traced = lambda x: isinstance(x, jax.core.Tracer)
+OTHERWISE = {
+    "clipped at 10": rule_of_tanh(lambda dy, dx: dx * jnp.minimum(1.0, 10 / jnp.abs(dy))),
+    "0 for dy below -3": rule_of_tanh(lambda dy, dx: jnp.where(dy < -3, 0.0, dx)),
+    "0 for a small dy": rule_of_tanh(lambda dy, dx: jnp.where(jnp.abs(dy) < 1e-3, 0.0, dx)),
+    "the size of dy": rule_of_tanh(lambda dy, dx: dx * jnp.sign(dy)),
+    "the first dy for all": rule_of_tanh(lambda dy, dx: dx / dy * dy[0, 0]),
+    "one example leaks into the next": rule_of_tanh(lambda dy, dx: dx + 1e-3 * jnp.roll(dx, 1, 0)),
+    "without jit": rule_of_tanh(lambda dy, dx: dx if is_traced(dy) else 2 * dx),
+    "under jit": rule_of_tanh(lambda dy, dx: 2 * dx if is_traced(dy) else dx),
+    "under vmap": rule_of_tanh(lambda dy, dx: _doubled_by_vmap(dx)),
+    "from the second trace on": rule_of_tanh(_of_a_later_trace(1)),
+    "from the fourth trace on": rule_of_tanh(_of_a_later_trace(3)),
+    "no gradient for a leaf": changed(dense(3), lambda p, x, dy, dp, dx: ({**dp, "b": None}, dx)),
+    "a batch of one": changed(dense(3), lambda p, x, dy, dp, dx: ({**dp, "b": dp["b"] * (1 + (len(x) == 1))}, dx)),
+}
+
+
+@pytest.mark.parametrize("mistake", OTHERWISE)
+def test_a_rule_that_is_wrong_when_used_otherwise(mistake):
+    assert check_layer(OTHERWISE[mistake], X, **HINTED).verdict == "WRONG"
+
+
+FIXED = numbers(4, 5, seed=9)
+MADE_FOR_THEIR_BATCH = {
+    "a loss of closed-over targets": layer("closed()", lambda p, y: (jnp.mean((y - FIXED) ** 2), y),
+                                           lambda p, y, dvalue: ((), 2 / y.size * dvalue * (y - FIXED))),
+    "a weight for each example": layer("weighed()", lambda p, x: (x * FIXED, ()), lambda p, kept, dy: ((), dy * FIXED)),
+    "params of the shape of x": layer("place()", lambda p, x: (x + p, ()), lambda p, kept, dy: (dy, dy),
+                                      lambda key, x: jnp.zeros(x.shape)),
+    "a rule that vmap cannot take": layer("hosted()", lambda p, x: (jnp.sin(x), x), lambda p, x, dy: ((), jax.pure_callback(
+        lambda x, dy: np.cos(x) * dy, jax.ShapeDtypeStruct(x.shape, x.dtype), x, dy))),
+}
+
+
+@pytest.mark.parametrize("kind", MADE_FOR_THEIR_BATCH)
+def test_a_right_rule_that_cannot_be_used_otherwise(kind):
+    assert check_layer(MADE_FOR_THEIR_BATCH[kind], X).verdict == "OK"
+
+
+def _pooling(share):
+    """Returns max_pool(2) whose tied winners get `share(winners)` of dy each."""
+    wide = lambda a: jnp.repeat(jnp.repeat(a, 2, 1), 2, 2)
+
+    def backward(params, x, dy):
+        won = x == wide(max_pool(2).forward((), x)[0])
+        count = wide(won.reshape(2, 4, 2, 4, 2, 3).sum((2, 4)))
+        return (), jnp.where(won, wide(dy) * share(count), 0.0)
+
+    return layer("pooling()", lambda params, x: (max_pool(2).forward((), x)[0], x), backward)
+
+
+@pytest.mark.parametrize(("share", "verdict"), [
+    (lambda count: 1.0, "WRONG"), (lambda count: count == 1, "WRONG"), (lambda count: 1 / count, "KINK")])
+def test_ties_of_a_large_pooling(share, verdict):
+    x = np.round(numbers(2, 8, 8, 3))
+    assert check_layer(_pooling(share), x, **QUICK).verdict == verdict
+
+
+def test_a_rule_made_by_autodiff_is_reported():
+    ours = "The rule is made by jax.vjp"
+    by_jax = from_function(lambda params, x: jnp.sin(x))
+    assert ours in str(check_layer(by_jax, X, **QUICK))
+    assert ours in str(check_layer(chain(dense(3), by_jax), X, **QUICK))
+    assert ours not in str(check_layer(dense(3), X, **QUICK))
 
 
 # ---- networks: the culprit is named

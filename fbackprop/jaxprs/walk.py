@@ -40,6 +40,15 @@ def scan_counts(params: Any) -> tuple[int, int]:
     return constants, carries
 
 
+def by_autodiff(fn: Callable, *args: Any) -> bool:
+    """Returns whether a part of `fn` was made by jax.vjp or jax.grad: JAX names the equations that it transposes."""
+    def transposed(jaxpr: Any) -> bool:
+        return any("transpose(" in str(eqn.source_info.name_stack) or any(map(transposed, _bodies(eqn)))
+                   for eqn in jaxpr.eqns)
+
+    return transposed(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
 def narrowest_dtype(fn: Callable, x: Any, *args: Any) -> Any:
     """Returns the narrowest floating dtype that values made of `x` pass through, or None for the dtype of x."""
     found: set[Any] = set()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,17 +15,20 @@ import numpy as np
 from ..checks import expect
 from ..compose import objective
 from ..dtypes import is_floating
+from ..jaxprs.walk import by_autodiff
 from ..layer import Layer
 from ..params import Tree, is_carried, merge, split
 from .culprit import culprits
 from .functions import function_subject
-from .oracles import LARGE, Oracles, Point
+from .oracles import LARGE, Oracles, Point, quick_jit
 from .planted import nearest_bug
 from .subject import Subject, WrongStructure, cast, layer_subject
-from .verdict import Finding, Report, judge, judge_narrow, judge_single
+from .uses import agrees_with_jax, batch_of_one, uses
+from .verdict import Finding, Report, judge, judge_narrow, judge_single, judge_uses
 
 DTYPES = ("float64", "float32")
 KNOWN = (*DTYPES, "bfloat16", "float16")
+BY_ITSELF = "The rule is made by jax.vjp, so that oracle compares it with itself"
 STREAM = 0x6662_7072_6F70  # added to every seed: `default_rng(seed)` is what users draw their inputs from
 
 
@@ -49,7 +55,29 @@ def _judged(layer: Layer, x: Any, params: Tree, rng: np.random.Generator, dtypes
     """Judges a layer as a whole. Inside `jax.enable_x64(True)`."""
     x, params = cast((x, params), np.float64)
     subject, theta, fixed = layer_subject(layer, params, x)
-    return _hinted(check_subject(subject, theta, fixed, rng, dtypes), layer, params, x, rng, hints)
+    report = check_subject(subject, theta, fixed, rng, dtypes)
+    if report.verdict != "WRONG" and "float64" in dtypes:
+        report += _judged_at_one(layer, x, params, rng)
+    return _hinted(report, layer, params, x, rng, hints)
+
+
+def _judged_at_one(layer: Layer, x: Any, params: Tree, rng: np.random.Generator) -> Report:
+    """Returns what is WRONG with a batch of one; nothing where the layer is made for the batch that it was given."""
+    first = batch_of_one(x)
+    if first is None:
+        return Report(())
+    with suppress(Exception):
+        spec = lambda x: jax.eval_shape(lambda params, x: layer.forward(params, x)[0], params, x)
+        shapes = [(a.shape, b.shape) for a, b in zip(jax.tree.leaves(spec(x)), jax.tree.leaves(spec(first)), strict=True)]
+        smaller = all(not whole or one == (1, *whole[1:]) for whole, one in shapes)
+        subject, theta, fixed = layer_subject(layer, params, first)
+        point = Point.drawn(subject, theta, fixed, rng)
+        at = (point.theta, point.fixed, point.dy)
+        if smaller and not quick_jit(partial(agrees_with_jax, subject))(*at):
+            report = check_point(Oracles(subject), point, rng, DTYPES[:1])
+            name = f"{layer.name} at a batch of one"
+            return Report(tuple(replace(finding, layer=name) for finding in report.findings if finding.verdict == "WRONG"))
+    return Report(())
 
 
 def _hinted(report: Report, layer: Layer, params: Tree, x: Any, rng: np.random.Generator, hints: bool) -> Report:
@@ -98,20 +126,31 @@ def assert_rule(subject: Layer | Callable[..., Any], *args: Any, **options: Any)
 def check_subject(subject: Subject, theta: Any, fixed: Any, rng: np.random.Generator, dtypes: Sequence[str]) -> Report:
     """Judges one Subject at one point with a random cotangent. Inside `jax.enable_x64(True)`."""
     try:
-        return check_point(Oracles(subject), Point.drawn(subject, theta, fixed, rng), rng, dtypes)
+        point = Point.drawn(subject, theta, fixed, rng)
+        report = check_point(Oracles(subject), point, rng, dtypes, otherwise=not subject.rule_on_host)
+        at = (point.theta, point.fixed, point.dy)
+        by_itself = subject.auto is not None and not subject.rule_on_host and by_autodiff(subject.rule, *at)
+        return replace(report, notes=(BY_ITSELF,)) if by_itself else report
     except WrongStructure as error:
         return Report((Finding("WRONG", subject.name, "", "structure", "", hint=str(error)),), subject.unchecked)
 
 
-def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes: Sequence[str] = DTYPES) -> Report:
-    """Judges the rule of compiled oracles at one more point of the same shape. Raises WrongStructure."""
+def check_point(oracles: Oracles, point: Point, rng: np.random.Generator, dtypes: Sequence[str] = DTYPES,
+                otherwise: bool = False) -> Report:
+    """Judges the rule of compiled oracles at one more point of the same shape. Raises WrongStructure.
+
+    otherwise: also that the rule gives the same for other sizes of dy, without jit, under vmap, traced again.
+    """
     name, found = oracles.subject.name, []
     known = not isinstance(dtypes, str) and dtypes and set(dtypes) <= set(KNOWN)
     expect(bool(known), "dtypes", f"some of {', '.join(KNOWN)}", repr(dtypes))
     evidence = oracles.evidence(point, rng)
     for dtype in dtypes:
         if dtype == "float64":
-            found += judge(oracles, evidence, oracles.rule(point), name)
+            rule = oracles.rule(point)
+            found += judge(oracles, evidence, rule, name)
+            if otherwise and all(finding.verdict != "WRONG" for finding in found):
+                found += judge_uses(oracles, evidence, rule, uses(oracles, point, evidence.inner is not None), name)
         elif dtype == "float32":
             found += judge_single(oracles, evidence, oracles.rule(point.astype(np.float32)), name)
         else:

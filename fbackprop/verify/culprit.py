@@ -16,11 +16,11 @@ from ..observe.record import beside_records, recording, records, without_records
 from ..params import Next, Static, Tree, is_carried
 from ..transform import layers_by_path, map_layers_with_path
 from .oracles import Point, quick_jit
-from .subject import Subject, WrongStructure, cast, layer_subject
+from .subject import cast, layer_subject
+from .uses import agrees_with_jax
 from .verdict import Finding, Report
 
 KIND = "input"
-ALIKE = 1e-10  # of a leaf's largest element: a rule this near to jax.vjp is no suspect
 
 
 class Step(NamedTuple):
@@ -72,23 +72,9 @@ def _suspects(given: Sequence[Step]) -> list[bool]:
 
     @quick_jit
     def alike(points: list[tuple[Any, Any, Any]]) -> list[Any]:
-        return [_agrees(subject, *point) for subject, point in zip(subjects, points)]
+        return [agrees_with_jax(subject, *point) for subject, point in zip(subjects, points)]
 
     return [not same for same in alike([(point.theta, point.fixed, point.dy) for point in points])]
-
-
-def _agrees(subject: Subject, theta: Any, fixed: Any, dy: Any) -> Any:
-    """Returns whether the rule is jax.vjp's within ALIKE in every leaf, while tracing."""
-    if subject.auto is None or not subject.leaves:
-        return True
-    try:
-        got = subject.rule(theta, fixed, dy)
-    except (WrongStructure, TypeError, ValueError):
-        return False
-    wanted = subject.auto(theta, fixed, dy)
-    errors, sizes = jnp.abs(got - wanted), jnp.abs(wanted)
-    return jnp.all(jnp.stack([
-        jnp.all(errors[leaf.slice] <= ALIKE * jnp.max(sizes[leaf.slice])) for leaf in subject.leaves]))
 
 
 def steps(net: Layer, params: Tree, x: Any) -> list[Step]:

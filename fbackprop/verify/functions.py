@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,10 +32,11 @@ def function_subject(fn: Callable, gradient_fn: Callable | None, args: tuple,
     expect(callable(fn), "fn", "a function", fn)
     expect(gradient_fn is None or callable(gradient_fn), "gradient_fn", "a function or None", gradient_fn)
     chosen = _chosen(argnums, len(args))
-    given = {f"argument {i}": args[i] for i in chosen}
+    given = {name: args[i] for i, name in _names(fn, chosen).items()}
     leaves = leaves_of(jax.tree.map(lambda leaf: _numbers(leaf) if is_float(leaf) else None, given))
     unchecked = _unchecked(given)
-    expect(bool(leaves), ", ".join(given), "real floating numbers to differentiate in", ", ".join(unchecked) or "none")
+    positions = ", ".join(f"argument {i}" for i in chosen)
+    expect(bool(leaves), positions, "real floating numbers to differentiate in", ", ".join(unchecked) or "none")
     called = _Called("fn", fn, args, chosen)
     theta = called.theta
     value = called.value(theta)
@@ -161,6 +163,17 @@ def _chosen(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
     expect(bool(chosen) and len(set(chosen)) == len(chosen), "argnums",
            f"different positions among the {count} arguments", repr(argnums))
     return chosen
+
+
+def _names(fn: Callable, chosen: tuple[int, ...]) -> dict[int, str]:
+    """Returns the arguments' own names where the function has them."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    named = {i: each.name for i, each in enumerate(parameters)
+             if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)}
+    return {i: named.get(i, f"argument {i}") for i in chosen}
 
 
 def _expect_a_function(called: _Called, value: Any) -> None:

@@ -33,6 +33,7 @@ WIDER_STEPS = (1e-5, 1e-4, 1e-3, 1e-2)  # where a result looks wrong: a value ma
 ROUGH = 1e-9  # rounding of a value, relative, from which on differences take a larger step
 LARGE = 2**18  # numbers in theta, from which on gradients are made one at a time and fewer differences taken
 SAMPLE = 1024  # elements of a leaf whose gradient is followed along a line
+TIED = 2**14  # elements of a leaf among which ties are looked for
 COORDINATES = 64  # that differences are taken for, at most, unless there are more leaves
 
 Array = Any
@@ -320,6 +321,19 @@ class Oracles:
         low, high = np.min([right, left]), np.max([right, left])
         slack = 1e-3 * (high - low)
         return bool(bent and low - slack <= got <= high + slack)
+
+    def bending(self, evidence: Evidence, leaf: Leaf) -> Array:
+        """Returns the elements of a leaf whose one-sided slopes differ: the ties, and other kinks."""
+        h, base = KINK_STEPS[0], evidence.point
+        elements, found = np.arange(leaf.start, min(leaf.stop, leaf.start + TIED)), [np.zeros(0, int)]
+        for chunk in np.split(elements, np.arange(0, len(elements), (self.length - 1) // 2)[1:]):
+            moves = np.zeros(1 + 2 * len(chunk), MOVE)
+            moves["index"][1:], moves["by"][1:] = np.tile(chunk, 2), np.repeat([h, -h], len(chunk))
+            values, _ = self.values(base, evidence.v, moves)
+            right, left = np.split((values[1:] - values[0]) / moves["by"][1:], 2)
+            size = np.maximum(np.abs(right), np.abs(left))
+            found.append(chunk[np.abs(right - left) > 1e-3 * size + 100 * evidence.rounding / h])
+        return np.concatenate(found)
 
     def shared(self, evidence: Evidence, rule: Array, elements: Array, leaf: int) -> bool:
         """Returns whether a tie is not shared out.

@@ -7,6 +7,7 @@ seen an error of a thousandth. Bounds and why: docs/checking.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +73,7 @@ class Report:
 
     findings: tuple[Finding, ...]
     unchecked: tuple[str, ...] = ()  # what of the arguments has no gradient
+    notes: tuple[str, ...] = ()  # what else the reader has to know, in sentences
 
     @property
     def verdict(self) -> str:
@@ -94,7 +96,7 @@ class Report:
         return replace(self, findings=tuple(map(hinted, self.findings)))
 
     def __add__(self, other: Report) -> Report:
-        return Report(self.findings + other.findings, self.unchecked + other.unchecked)
+        return Report(self.findings + other.findings, self.unchecked + other.unchecked, self.notes + other.notes)
 
     def __str__(self) -> str:
         bad = self._worst_of_each_leaf()
@@ -105,6 +107,7 @@ class Report:
             looked = "the structure fits; there is no floating number to check"
         if self.unchecked:
             looked += f". Not checked: {', '.join(self.unchecked)}"
+        looked = ". ".join([looked, *self.notes])
         return "\n".join([*map(str, bad), f"{self.verdict}: {looked}"])
 
     def _worst_of_each_leaf(self) -> list[Finding]:
@@ -132,6 +135,21 @@ def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[F
     return found
 
 
+def judge_uses(oracles: Oracles, evidence: Evidence, rule: Any, uses: Iterable[tuple[str, Any]], layer: str) -> list[Finding]:
+    """Returns a WRONG finding for every leaf that the same rule gives otherwise in one of its uses, in float64."""
+    found = []
+    tolerance = _tolerance(_narrowest(rule.dtype, evidence.inner))
+    for use, got in uses:
+        for number, leaf in enumerate(oracles.subject.leaves):
+            expected, where = rule[leaf.slice].astype(np.float64), np.arange(leaf.start, leaf.stop)
+            base = Finding("OK", layer, leaf.path, "", "float64", scale=_largest(expected))
+            bound = 2 * (tolerance * base.scale + SAFETY * float(evidence.noise[number]))
+            finding, _ = _compare(base, leaf, f"the rule {use}", got[leaf.slice].astype(np.float64), expected, bound, where,
+                                  np.isfinite(expected))
+            found += [finding] if finding.verdict == "WRONG" else []
+    return found
+
+
 def _excused(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, wrong: Finding, off: Any) -> Finding:
     """Returns the finding as it is, NOISY if more rounding shows in larger steps, or KINK where a kink explains it."""
     again, _ = _judge_leaf(oracles, oracles.widened(evidence), rule, number, leaf, wrong.layer)
@@ -140,7 +158,7 @@ def _excused(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf:
     slope = float(rule[leaf.slice] @ evidence.v[leaf.slice])
     bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
     bent = all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number)
-    if bent and not (len(off) > 1 and oracles.shared(evidence, rule, off, number)):
+    if bent and not (len(off) > 1 and oracles.shared(evidence, rule, np.union1d(off, oracles.bending(evidence, leaf)), number)):
         return replace(wrong, verdict="KINK", hint=KINK_HINT)
     return wrong
 
