@@ -71,6 +71,7 @@ FAMILIES = {
     },
     "train": {
         "train.step.scaling": "LossScale adjust unscale all_finite",
+        "train.task.task": "Task",
         "train.monitor.monitor": "Monitor",
         "train.monitor.alerts": "Alert Thresholds",
     },

@@ -27,7 +27,7 @@ def found(precision, parts, count):
     """(bytes as it is, bytes planned, budget, loss) of a small gpt under these options."""
     tokens = np.random.default_rng(0).integers(0, 32, (8, 17))
     net = gpt(32, 16, features=32, heads=2, blocks=3)
-    task = Task("gpt", net, None, lambda seed, step: (tokens[:, :-1], tokens[:, 1:]))
+    task = Task(net, None, lambda seed, step: (tokens[:, :-1], tokens[:, 1:]), name="gpt")
     config = TrainConfig.of(model="gpt", precision=precision, accumulate=parts, devices=count, clip="norm:1.0")
     params, batch = start(task, config)
     part = jax.tree.map(lambda a: jax.ShapeDtypeStruct((len(a) // parts, *a.shape[1:]), a.dtype), batch)

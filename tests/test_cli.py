@@ -74,6 +74,13 @@ def changed(old, new):
     return lambda: write(GOOD.replace(old, new))
 
 
+def with_task(more):
+    """The good file with a Task of these arguments."""
+    net = "chain(dense(4), tanh(), dense(1))"
+    return changed(f"return {net}, mse(), batches",
+                   f"from fbackprop.train import Task\n    return Task({net}, mse(), batches, {more})")
+
+
 def nothing():
     pass
 
@@ -151,6 +158,15 @@ BAD = {
     "own target would broadcast": (changed("[[1.0], [-2.0], [0.5]]", "[1.0, -2.0, 0.5]"), RUN, 2, "broadcast"),
     "own layers do not fit": (changed("tanh(), dense(1)", "tanh(), softmax_cross_entropy()"), RUN, 2, "layer 2"),
     "own loss has no scalar": (changed("mse()", "None"), RUN, 2, "one array"),
+    "batch size of one's own batches": (lambda: write(GOOD), [*RUN, "--batch-size", "4"], 2, "makes its own batches"),
+    "warmup as long as the run": (lambda: write(GOOD), [*RUN, "--warmup", "2"], 2, "expected fewer than the 2 steps"),
+    "held-out data of one array": (with_task("held_out=np.zeros((8, 3))"), RUN, 2, "expected a pair (x, target)"),
+    "held-out data of two lengths": (with_task("held_out=(np.zeros((8, 3)), np.zeros((7, 1)))"), RUN, 2, "equally many"),
+    "held-out data of another width": (with_task("held_out=(np.zeros((8, 2), 'f'), np.zeros((8, 1), 'f'))"), RUN, 2,
+                                       "held_out: layer 0 dense(4)"),
+    "an accuracy of numbers": (with_task("held_out=batches(1, 0), metric='accuracy'"), RUN, 2, "expected class numbers"),
+    "a metric without held-out data": (with_task("metric='rmse'"), RUN, 2, "Task held_out: expected data"),
+    "a metric of another name": (with_task("held_out=batches(1, 0), metric='f1'"), RUN, 2, "got 'f1'"),
     "epochs of batches without end": (lambda: write(GOOD), ["train", "mine.py:function", "--epochs", "1"], 2, "--steps"),
     "no longer finite": (changed("rng.standard_normal((8, 3))", "(rng.standard_normal((8, 3)) / (step < 1))"), RUN, 1,
                          "finite"),
@@ -257,12 +273,42 @@ def test_train_answers_with_one_json_line(capsys):
     assert list(result) == ["verb", "model", "backward", "steps", "epochs", "test_accuracy", "test_loss", "train_loss",
                             "max_gradient_error", "wall_seconds", "run_dir"]
     assert result["test_accuracy"] is None
-    assert result["test_loss"] < 1.0
+    assert result["test_loss"] is None
+    assert result["train_loss"] < 1.0
     assert result["max_gradient_error"] <= 1e-5
     rows = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "grad_norm" in row] == list(range(1, 201))
     assert rows[0]["epoch"] == 0
     assert set(rows[1]) == {"step", "loss", "grad_norm", "update_norm", "param_norm"}
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_test_loss_is_of_held_out_data_alone(held_out, capsys):
+    """Noise learned by heart: the loss on it says nothing about other data, and no label says that it does."""
+    (with_task("held_out=batches(1, 10**6)") if held_out else lambda: write(GOOD))()
+    text = Path("mine.py").read_text().replace("default_rng([seed, step])", "default_rng(step >= 10**6)")
+    text = text.replace("x @ np.float32([[1.0], [-2.0], [0.5]])", "rng.standard_normal((8, 1)).astype('f')")
+    Path("mine.py").write_text(text)
+    assert main(["train", "mine.py:function", "--steps", "300", "--lr", "0.03", "--out", "r", "--json"]) == 0
+    out = capsys.readouterr().out
+    result = json.loads(out.splitlines()[-1])
+    assert result["train_loss"] < 0.1
+    assert main(["report", "r", "--text"]) == 0
+    told = capsys.readouterr().out
+    rows = [json.loads(line) for line in Path("r/metrics.jsonl").read_text().splitlines()]
+    if held_out:
+        assert result["test_loss"] > 10 * result["train_loss"]
+        assert f"test loss {result['test_loss']:.4g} in" in out
+        assert "no held-out" not in out + told
+    else:
+        assert result["test_loss"] is None
+        assert f"train loss {result['train_loss']:.4g} (no held-out data) in" in out
+        assert "test loss" not in out + told
+        assert "train loss of an epoch (no held-out data)" in told
+        assert all(row.get("test_loss") is None for row in rows)
+    assert main(["train", "mine.py:function", "--steps", "300", "--lr", "0.03", "--out", "r", "--json", "--resume"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {**again, "wall_seconds": 0} == {**result, "wall_seconds": 0}
 
 
 def test_both_backward_passes_give_one_curve(capsys):
@@ -379,7 +425,7 @@ def test_a_preset_gives_way_to_what_is_asked_for():
     assert (TrainConfig.of(model="gpt").steps, TrainConfig.of(model="gpt").batch_size) == (600, 32)
     asked = TrainConfig.of(model="gpt", epochs=1, batch_size=8)
     assert (asked.steps, asked.epochs, asked.batch_size, asked.lr) == (None, 1, 8, 3e-3)
-    assert TrainConfig.of(model="mine.py:f", lr=None) == TrainConfig("mine.py:f")
+    assert TrainConfig.of(model="mine.py:f", lr=None) == TrainConfig("mine.py:f", batch_size=None)
 
 
 def test_training_with_a_wrong_rule_says_so_and_what_to_run(capsys):

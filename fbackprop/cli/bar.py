@@ -46,7 +46,7 @@ class Bar:
 
     def epoch(self, epoch: Any) -> None:
         if epoch.test_accuracy is not None:
-            self.accuracy = f"  accuracy {epoch.test_accuracy:.4f}"
+            self.accuracy = f"  test accuracy {epoch.test_accuracy:.4f} at step {epoch.step}"
 
     def say(self, text: str) -> None:
         """Prints a sentence, whatever `quiet` is."""

@@ -82,7 +82,8 @@ def scores_table(found: Report) -> Table:
     table = Table("", *numeric("first", "last", "best", "at step"))
     for key, score in found.scores.items():
         best = "-" if score.best is None else f"{score.best:.4f}"
-        table.add_row(SCORES[key], f"{score.first:.4f}", f"{score.last:.4f}", best, str(score.best_step or 0))
+        alone = " (no held-out data)" if key == "train_loss" and "test_loss" not in found.scores else ""
+        table.add_row(SCORES[key] + alone, f"{score.first:.4f}", f"{score.last:.4f}", best, str(score.best_step or 0))
     return table
 
 

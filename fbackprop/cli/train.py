@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from tyro.conf import Positional
@@ -16,8 +17,12 @@ from .bar import Bar
 from .options import numeric, parse, screen
 from .signals import between_steps
 
+if TYPE_CHECKING:
+    from ..train.run.epochs import Epoch
+
 BOUND = 1e-5  # of a gradient's difference from jax.grad's, in float32
 MANY = 6  # layers whose gradient norms fit in a line
+NOT_HELD_OUT = "(no held-out data)"  # beside the only loss that is known
 
 
 @dataclass(frozen=True)
@@ -25,8 +30,8 @@ class Options(TrainConfig):
     """Train a model by the hand-written reverse chain and measure its gradients against jax.grad's as it learns."""
 
     model: Positional[str]
-    batch_size: int | None = None  # type: ignore[assignment]  # not given: the model's own holds
-    """Examples a step (50 unless the model has its own)."""
+    batch_size: int | None = None  # not given: the model's own holds
+    """Examples a step (50 unless the model has its own). Refused for your own batches, which have their own."""
     lr: float | None = None  # type: ignore[assignment]
     """The highest learning rate (0.003 unless the model has its own)."""
     out: str | None = None
@@ -75,7 +80,7 @@ def run(argv: list[str]) -> int:
             console.print(network_table(task.name, summarize(task.net, task.loss, params, batch)))
             console.print(recipe_line(config, total.steps))
         with between_steps() as check, Bar(total.steps, options.quiet) as bar:
-            def say_epoch(epoch: object) -> None:
+            def say_epoch(epoch: Epoch) -> None:
                 bar.epoch(epoch)
                 console.print(epoch_line(epoch), soft_wrap=True)
 
@@ -88,10 +93,8 @@ def run(argv: list[str]) -> int:
         **({} if last.test_accuracy is not None else {"test_loss": last.test_loss}),
         **({} if last.test_rmse is None else {"test_rmse": last.test_rmse}), **task.baseline, "train_loss": last.train_loss,
         "max_gradient_error": error, "wall_seconds": round(seconds, 2), "run_dir": str(directory)}
-    good = (f"accuracy {last.test_accuracy:.4f}" if last.test_accuracy is not None else
-            f"rmse {last.test_rmse:.4g}" if last.test_rmse is not None else f"loss {last.test_loss:.4g}")
     beside = "".join(f" ({name.replace('_', ' ')} {value:.4g})" for name, value in task.baseline.items())
-    console.print(f"\ntest {good}{beside} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} "
+    console.print(f"\n{outcome(last)}{beside} in {seconds:.1f} s; largest difference from jax.grad {error:.1e} "
                   f"(bound {BOUND:.0e})\n{directory}")
     if error > BOUND:
         again = f"fbackprop verify {options.model}" if ":" in options.model else "fbackprop verify"
@@ -107,7 +110,8 @@ def recipe_line(config: TrainConfig, steps: int) -> str:
     extras = [f"clipped by {config.clip}"] * bool(config.clip) + [f"in {config.accumulate} parts"] * (config.accumulate > 1)
     extras += [config.precision] * (config.precision != "float32") + [f"on {config.devices} devices"] * (config.devices > 1)
     fall = {"constant": "held", "cosine": "down a cosine"}.get(config.schedule, f"down, {config.schedule}")
-    return (f"{steps} steps of {config.optimizer}, rate {config.lr:g} {fall}, backward pass: "
+    rise = f"from 0 up to {config.lr:g} in {config.warmup} steps, then" if config.warmup else f"{config.lr:g}"
+    return (f"{steps} steps of {config.optimizer}, rate {rise} {fall}, backward pass: "
             + ", ".join([how, *extras]) + "\n")
 
 
@@ -124,7 +128,19 @@ def network_table(name: str, rows: list) -> Table:
     return table
 
 
-def epoch_line(epoch: object) -> str:
+def outcome(last: Epoch) -> str:
+    """Returns the number that a run is judged by, and which data it is of."""
+    if last.test_accuracy is not None:
+        return f"test accuracy {last.test_accuracy:.4f}"
+    if last.test_rmse is not None:
+        return f"test rmse {last.test_rmse:.4g}"
+    if last.test_loss is not None:
+        return f"test loss {last.test_loss:.4g}"
+    trained = "unknown" if last.train_loss is None else f"{last.train_loss:.4g}"
+    return f"train loss {trained} {NOT_HELD_OUT}"
+
+
+def epoch_line(epoch: Epoch) -> str:
     """Returns one epoch in one line: losses, accuracy, gradient error, gradient norm per layer."""
     e = vars(epoch)
     norms = sorted((norm, path or "net") for path, norm in e["gradient_norms"].items())
@@ -132,6 +148,7 @@ def epoch_line(epoch: object) -> str:
     if len(norms) > MANY:
         by_layer = " to ".join(f"{norm:.2g} ({path})" for norm, path in (norms[0], norms[-1])) + f", {len(norms)} layers"
     trained = "         " if e["train_loss"] is None else f"{e['train_loss']:9.4f}"
-    accuracy = "".join(f"  {name} {e[f'test_{name}']:.4f}" for name in ("accuracy", "rmse") if e[f"test_{name}"] is not None)
-    return (f"epoch {e['epoch']:3d}/{e['epochs']}  train loss {trained}  test loss {e['test_loss']:.4f}{accuracy}"
+    tested = f" {NOT_HELD_OUT}" if e["test_loss"] is None else f"  test loss {e['test_loss']:.4f}"
+    tested += "".join(f"  {name} {e[f'test_{name}']:.4f}" for name in ("accuracy", "rmse") if e[f"test_{name}"] is not None)
+    return (f"epoch {e['epoch']:3d}/{e['epochs']}  train loss {trained}{tested}"
             f"  gradient error {e['gradient_error']:.1e}  gradient norm {by_layer}")

@@ -55,13 +55,15 @@ def training(history: History) -> Figure | None:
 
 def _loss(ax: Axes, history: History) -> None:
     steps, losses = series(history.steps, "loss")
+    at, test = series(history.epochs, "test_loss")
     width = max(1, len(losses) // 40)
     color, thickness = (RAW, 0.9) if width > 1 else (CYCLE[0], 1.4)
-    ax.plot(steps, losses, color=color, linewidth=thickness, label="loss of a step")
+    name = "loss of a step" if at else "train loss of a step (no held-out data)"
+    ax.plot(steps, losses, color=color, linewidth=thickness, label=name)
     if width > 1:
         ax.plot(steps, smooth(losses, width), color=CYCLE[0], linewidth=2, label=f"its mean over {width} steps")
-    at, test = series(history.epochs, "test_loss")
-    ax.plot(at, test, "o-", color=CYCLE[1], linewidth=1.4, markersize=4, label="test loss")
+    if at:
+        ax.plot(at, test, "o-", color=CYCLE[1], linewidth=1.4, markersize=4, label="test loss")
     _log(ax, [*losses, *test])
     ax.set_ylabel("loss")
     ax.legend(loc="upper right", framealpha=0.9)

@@ -21,7 +21,8 @@ LOOK, ALERT, EVENT, EPOCH, LOSS = KINDS = ("look", "alert", "event", "epoch", "l
 HALTED, WENT_BACK = "halted", "went back"
 GRADIENT, WEIGHTS, UPDATE, RATIO = "grad_norm", "param_norm", "update_norm", "update_ratio"
 SHARES = {"dead": "dead", "saturated": "saturated"}  # of a layer's units, 0 to 1
-SCORES = {"loss": "loss of a step", "test_loss": "test loss", "test_accuracy": "test accuracy", "test_rmse": "test rmse"}
+SCORES = {"loss": "loss of a step", "train_loss": "train loss of an epoch",
+          "test_loss": "test loss", "test_accuracy": "test accuracy", "test_rmse": "test rmse"}
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from .step.scaling import unscale as unscale
 from .step.step import make_step as make_step
 from .step.step import update as update
 from .step.transformation import init_opt_state as init_opt_state
+from .task.task import Task as Task
 
 __all__ = [
     "Alert",
     "LossScale",
     "Monitor",
+    "Task",
     "Thresholds",
     "accumulate",
     "adjust",

@@ -135,7 +135,7 @@ def test_a_rate_that_runs_away_is_stopped_where_it_was_last_finite(capsys):
     code = train("pass", "halt", "--optimizer", "sgd", "--schedule", "constant", "--lr", "1e18")
     said = capsys.readouterr().err
     assert code == 1
-    assert "Try a new run with a lower rate (--lr 1e+17), or --clip norm:1.0, or --on-nonfinite skip" in said
+    assert "Try a new run with a lower rate (--lr 0.003), or --clip norm:1.0, or --on-nonfinite skip" in said
     assert_all_saved_is_finite()
 
 

@@ -42,7 +42,7 @@ def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Te
         with enough_memory(lambda: run.at.step, config):
             run.go_on() if resume else run.start()
             run.all_steps()
-            return run.training.params, run.last or run.measure_epoch(None), run.at.gradient_error
+            return run.training.params, run.last_epoch(), run.at.gradient_error
 
 
 class Run:
@@ -56,7 +56,6 @@ class Run:
         self.place, self.place_batch = placement(config)
         self.training = self.first(params)
         self.at = Progress()
-        self.last: Epoch | None = None
         self.measure = make_measure(task, config, self.length)
         self.probe = StepProbe(net_in_precision(task, config), task.loss, config)
         self.layers, self.monitor = trained_layers(params), self.watcher()
@@ -166,11 +165,20 @@ class Run:
     def settle(self) -> None:
         """Measures an epoch that ends and saves a checkpoint that is due."""
         if self.epoch_ends():
-            epoch = self.measure_epoch(self.at.loss_sum / max(1, self.at.losses))
+            epoch = self.measure_epoch(self.train_loss())
             self.at.loss_sum, self.at.losses = 0.0, 0
             self.record(epoch)
         if self.at.step % self.every == 0 or self.at.step == self.length.steps:
             self.save()
+
+    def train_loss(self) -> float | None:
+        """Returns the mean loss of the steps since the last epoch; None where none counted."""
+        return self.at.loss_sum / self.at.losses if self.at.losses else None
+
+    def last_epoch(self) -> Epoch:
+        """Returns what is known where the run is: of the epoch that ends there, else measured now."""
+        last = self.at.epoch
+        return Epoch(**last) if last and last["step"] == self.at.step else self.measure_epoch(self.train_loss())
 
     def measure_epoch(self, train_loss: float | None) -> Epoch:
         with as_problem(f"{self.task.name}: batch of step {self.at.step + 1}: "):
@@ -180,7 +188,7 @@ class Run:
 
     def record(self, epoch: Epoch) -> None:
         self.log.add({**asdict(epoch), "seconds": time.perf_counter() - self.began})
-        self.last = epoch
+        self.at.epoch = asdict(epoch)
         self.tell.epoch(epoch)
 
     def save(self) -> None:

@@ -29,7 +29,8 @@ class Progress:
     """Where a run is: with the Training all that it needs to go on as if it had never stopped.
 
     step: how many were taken or left out; data: the number of the next batch; lines: bytes of metrics.jsonl that belong to it;
-    loss_sum, losses: since the last epoch; gradient_error: the largest so far; monitor: what it goes by.
+    loss_sum, losses: since the last epoch; epoch: that one, as a dict; gradient_error: the largest so far; monitor: what it
+    goes by.
     """
 
     step: int = 0
@@ -39,6 +40,7 @@ class Progress:
     loss_sum: float = 0.0
     losses: int = 0
     gradient_error: float = 0.0
+    epoch: dict[str, Any] | None = None
     monitor: dict[str, Any] | None = None
 
 
@@ -69,6 +71,7 @@ def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * config.accumulate
-        raise Failure(f"after step {step()}: memory ran out ({said}). What was saved is whole. Try a new run with a smaller "
-                      f"`batch_size`, with `accumulate` {parts} (the same gradient in parts), or with checkpoint(...) around "
-                      "the layers that keep most") from error
+        smaller = "smaller batches" if config.batch_size is None else "a smaller `batch_size`"
+        raise Failure(f"after step {step()}: memory ran out ({said}). What was saved is whole. Try a new run with {smaller}, "
+                      f"with `accumulate` {parts} (the same gradient in parts), or with checkpoint(...) around the layers that "
+                      "keep most") from error

@@ -17,6 +17,8 @@ from ..step.accumulation import microbatches
 from ..step.training import Training
 from ..task.config import TrainConfig
 
+DEFAULT_LR = TrainConfig.lr
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -30,7 +32,7 @@ class Cause:
         """Returns what to try, as a sentence without its full stop."""
         if self.side == "batch":
             return "Look at the data: it holds NaN or inf"
-        cures = [f"a lower rate (`lr` {config.lr / 10:g})"]
+        cures = [f"a lower rate (`lr` {min(config.lr / 10, DEFAULT_LR):g})"]
         cures += ["`clip` norm:1.0"] * (config.clip is None) + ["`precision` bfloat16"] * (config.precision == "float16")
         cures += ["`on_nonfinite` skip where the data is to blame"] * (config.on_nonfinite == "halt")
         return f"Try a new run with {', or '.join(cures)}"

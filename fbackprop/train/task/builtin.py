@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import data
-from ...errors import as_problem
+from ...errors import Problem, as_problem
 from ...layer import Layer
 from ...losses import mse, softmax_cross_entropy
 from ...models.convnet import convnet
@@ -23,14 +23,21 @@ from .task import Task, task_from_file
 Images = Callable[[np.ndarray], np.ndarray]
 
 
+def _rows(config: TrainConfig) -> int:
+    if config.batch_size is None:
+        raise Problem(f"batch_size: expected a whole number for {config.model}, got None")
+    return config.batch_size
+
+
 def _digits(config: TrainConfig, net: Layer, view: Images = lambda images: images) -> Task:
     """Returns the task of digits: the package's, 4000 / 1000, or MNIST in config.data."""
     digits = data.digits(config.data)
     (x, y), (test_x, test_y) = digits.train, digits.test
     with as_problem():
-        batches = data.shuffled_batches(view(x), y, config.batch_size)
+        batches = data.shuffled_batches(view(x), y, _rows(config))
     test = view(test_x), test_y
-    return Task(config.model, net, softmax_cross_entropy(), batches, batches.steps_per_epoch, test, "accuracy")
+    return Task(net, softmax_cross_entropy(), batches, test, metric="accuracy", steps_per_epoch=batches.steps_per_epoch,
+                name=config.model)
 
 
 def _plays(config: TrainConfig) -> Task:
@@ -38,23 +45,25 @@ def _plays(config: TrainConfig) -> Task:
     length = 64
     with as_problem():
         text = data.text(config.data)
-        batches = data.windows(text.train, length, config.batch_size)
+        batches = data.windows(text.train, length, _rows(config))
         test = data.held_out_windows(text.validation, length)
     V = len(text.vocabulary)
     bigram = data.bigram_loss(text.train, text.validation, V)
     net = gpt(V, length, features=96, heads=4, blocks=3)
-    return Task(config.model, net, None, batches, batches.steps_per_epoch, test, chunk=64, baseline={"bigram_loss": bigram})
+    return Task(net, None, batches, test, chunk=64, steps_per_epoch=batches.steps_per_epoch, baseline={"bigram_loss": bigram},
+                name=config.model)
 
 
 def _ratings(config: TrainConfig) -> Task:
     """Returns the task of ratings: made-up ones, or config.data in MovieLens' u.data format."""
     known = data.ratings(config.data)
     with as_problem():
-        batches = data.shuffled_batches(*known.train, config.batch_size)
+        batches = data.shuffled_batches(*known.train, _rows(config))
     apart = lambda pairs, scores: ((pairs[:, 0], pairs[:, 1]), scores)
     net = recommender(known.users, known.items, rank=4, mean=known.mean)
-    return Task(config.model, net, mse(), lambda seed, step: apart(*batches(seed, step)), batches.steps_per_epoch,
-                apart(*known.test), "rmse", {} if known.noise is None else {"noise": known.noise}, chunk=100_000)
+    return Task(net, mse(), lambda seed, step: apart(*batches(seed, step)), apart(*known.test), metric="rmse", chunk=100_000,
+                steps_per_epoch=batches.steps_per_epoch, baseline={} if known.noise is None else {"noise": known.noise},
+                name=config.model)
 
 
 _with_channel: Images = lambda images: images[..., None]

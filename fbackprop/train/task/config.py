@@ -28,15 +28,15 @@ class TrainConfig:
 
     model: str
     """mnist or mlp (digits by an mlp), convnet, resnet, lstm (digits too), gpt (text), recommender (ratings), or your own
-    file.py:function returning (net, loss, batches)."""
+    file.py:function returning (net, loss, batches) or a Task."""
     seed: int = 0
     """Of the initialisation, the split and the batches."""
     steps: int | None = None
     """Optimizer steps; for a data set rather --epochs."""
     epochs: int | None = None
     """Passes over the data set (10 unless --steps is given)."""
-    batch_size: int = 50
-    """Examples a step."""
+    batch_size: int | None = 50
+    """Examples a step; your own batches have their own."""
     lr: float = 3e-3
     """The highest learning rate."""
     optimizer: Literal["adam", "adamw", "sgd", "momentum", "rmsprop", "lion"] = "adam"
@@ -44,7 +44,7 @@ class TrainConfig:
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
     """How the rate falls: not at all, to 0 along a cosine or a line, to a hundredth."""
     warmup: int = 0
-    """Steps over which the rate first rises from 0."""
+    """Steps over which the rate first rises from 0; fewer than the run has."""
     weight_decay: float | None = None
     """Of adamw and lion, times the rate."""
     clip: str | None = None
@@ -76,6 +76,10 @@ class TrainConfig:
     def of(cls, **given: Any) -> TrainConfig:
         """Returns the config of what is given, else the model's preset, else the default."""
         given = {name: value for name, value in given.items() if value is not None}
+        if given["model"] not in PRESETS:
+            if "batch_size" in given:
+                raise Problem(f"`batch_size`: {given['model']} makes its own batches. Leave `batch_size` out")
+            given["batch_size"] = None
         preset = PRESETS.get(given["model"], {})
         length = {"steps", "epochs"}
         kept = {name: value for name, value in preset.items() if not (name in length and length & given.keys())}

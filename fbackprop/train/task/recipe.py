@@ -15,9 +15,11 @@ from ...distributed.mesh import data_parallel, devices, replicate, shard
 from ...errors import as_problem
 from ...gradients import ValueAndGrad, auto_value_and_grad, value_and_grad
 from ...layer import Layer
+from ...losses.weight import batch_size
 from ...memory.planner import plan, temp_bytes_on, with_plan
 from ...params import Tree
 from ...precision import PRECISIONS, with_precision
+from ..run.epochs import make_score
 from ..step.accumulation import accumulate, microbatches
 from .config import TrainConfig, memory_bytes
 from .task import Task, users_code
@@ -59,7 +61,7 @@ def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
         whole = data_parallel(whole, devices(config.devices))
     if config.accumulate == 1:
         return whole
-    of_parts = accumulate(whole, task.weight)
+    of_parts = accumulate(whole, task.weight or batch_size)
     return lambda params, batch, seed=1.0: of_parts(params, microbatches(batch, config.accumulate), seed)
 
 
@@ -77,8 +79,11 @@ def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
     Raises Problem with the layer path, or the line of the user's own file that raised.
     """
     batch = task.batches(config.seed, 0)
-    of_user = users_code(task.name, "the network") if ":" in task.name else nullcontext()
-    with of_user, as_problem(f"{task.name}: "):
+    of_user = partial(users_code, task.name, "the network") if ":" in task.name else nullcontext
+    with of_user(), as_problem(f"{task.name}: "):
         params = jax.jit(objective(task.net, task.loss).init)(jax.random.key(config.seed), batch)
         jax.eval_shape(gradients(task, config), params, batch)
+    if task.held_out is not None:
+        with of_user(), as_problem(f"{task.name}: held_out: "):
+            jax.eval_shape(make_score(task), params, task.held_out)
     return params, batch

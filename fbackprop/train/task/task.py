@@ -7,40 +7,51 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from ...checks import show
 from ...compose import objective
 from ...errors import FileProblem, Problem, did_you_mean, unknown
 from ...layer import Layer
-from ...losses.weight import Weight, batch_size
+from ...losses.weight import Weight
 from .config import PRESETS, TrainConfig
 
 TEMPLATE = ("def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it; "
-            "a fourth, weight(batch), for `accumulate` where a batch does not weigh its size")
+            "or fbackprop.train.Task(net, loss, batches, held_out=(x, target)) to measure a test loss too")
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something to train. `batches` is pure in (seed, step); `test` a held-out (x, target) when there is one.
+    """Something to train: a network, its loss and its batches; a `file.py:function` may return one.
 
-    steps_per_epoch is None for batches without end. metric: "accuracy" where targets are class numbers, "rmse" where they are
-    ratings. weight: what a batch's loss divides by. baseline: by name, what `test` is to be measured against. chunk: examples
-    of `test` evaluated at once.
+    Args:
+        net: the network.
+        loss: its loss, None where the net ends in it.
+        batches: `(seed, step) -> (x, target)`, a pure function.
+        held_out: (x, target) that no batch holds, for the test loss. None: no test loss is reported.
+        weight: `batch -> scalar`, what a batch's loss divides by; the batch size by default.
+        metric: measured on held_out: "accuracy" where targets are class numbers, "rmse" where they are ratings.
+        chunk: examples of held_out evaluated at once.
+        steps_per_epoch: None for batches without end.
+        baseline: numbers, by name, to compare the test loss with.
+        name: filled in by the command line.
     """
 
-    name: str
     net: Layer
     loss: Layer | None
     batches: Callable[[int, int], Any]
-    steps_per_epoch: int | None = None
-    test: Any = None
+    held_out: Any = None
+    weight: Weight | None = None
+    _: KW_ONLY
     metric: str | None = None
-    baseline: dict[str, float] = field(default_factory=dict)
     chunk: int = 1000
-    weight: Weight = batch_size
+    steps_per_epoch: int | None = None
+    baseline: dict[str, float] = field(default_factory=dict)
+    name: str = ""
 
 
 def task_from_file(config: TrainConfig, made: Any = None) -> Task:
@@ -51,21 +62,43 @@ def task_from_file(config: TrainConfig, made: Any = None) -> Task:
     if config.data is not None:
         raise Problem(f"`data`: {config.model} makes its own batches. Leave `data` out")
     made = call(config.model) if made is None else made
-    ok = isinstance(made, tuple) and len(made) in (3, 4)
-    if not ok or not isinstance(made[0], Layer) or not isinstance(made[1], Layer | None) or not all(map(callable, made[2:])):
+    task = made
+    if isinstance(made, tuple) and len(made) in (3, 4):
+        net, loss, batches, *weight = made
+        task = Task(net, loss, batches, None, *weight)
+    if not (isinstance(task, Task) and isinstance(task.net, Layer) and isinstance(task.loss, Layer | None)
+            and callable(task.batches) and (task.weight is None or callable(task.weight))):
         raise Problem(f"{config.model}: expected (net, loss, batches), that is (Layer, Layer or None, function), got "
                       f"{describe(made)}. Template: {TEMPLATE}")
-    net, loss, batches, *weight = made
+    _check_held_out(config.model, task)
 
     def checked(seed: int, step: int) -> Any:
         with users_code(config.model, "batches(seed, step)"):
-            batch = batches(seed, step)
-        ok = objective(net, loss) is net or (isinstance(batch, tuple) and len(batch) == 2)
-        if not ok:
+            batch = task.batches(seed, step)
+        if not _is_batch(task, batch):
             raise Problem(f"{config.model}: batches(seed, step): expected a pair (x, target), got {describe(batch)}")
         return batch
 
-    return Task(config.model, net, loss, checked, weight=weight[0] if weight else batch_size)
+    return replace(task, batches=checked, name=config.model)
+
+
+def _is_batch(task: Task, batch: Any) -> bool:
+    return objective(task.net, task.loss) is task.net or (isinstance(batch, tuple) and len(batch) == 2)
+
+
+def _check_held_out(model: str, task: Task) -> None:
+    """Raises Problem for held-out data or a metric that cannot be measured."""
+    if task.metric not in (None, "accuracy", "rmse"):
+        raise Problem(f"{model}: Task metric: expected \"accuracy\", \"rmse\" or None, got {task.metric!r}")
+    if task.held_out is None:
+        if task.metric or task.baseline:
+            raise Problem(f"{model}: Task held_out: expected data beside metric and baseline, got None. These are measured on "
+                          "held-out data")
+        return
+    rows = [len(leaf) if getattr(leaf, "ndim", 0) else 0 for leaf in jax.tree.leaves(task.held_out)]
+    if not _is_batch(task, task.held_out) or not rows or min(rows) != max(rows) or not rows[0]:
+        raise Problem(f"{model}: Task held_out: expected a pair (x, target) of at least one example, equally many in every "
+                      f"array, got {describe(task.held_out)}")
 
 
 def call(model: str) -> Any:
