@@ -119,6 +119,10 @@ BAD = {
     "checkpoint every 0": (nothing, ["train", "mnist", "--checkpoint-every", "0"], 2, "checkpoint_every"),
     "keep none": (nothing, ["train", "mnist", "--keep", "0"], 2, "keep"),
     "policy unknown": (nothing, ["train", "mnist", "--on-nonfinite", "pray"], 2, "restore"),
+    "resume of a directory that is not there": (lambda: write(GOOD), [*RUN, "--resume", "--out", "typo"], 2,
+                                                "typo/config.toml: expected it"),
+    "resume of no run": (lambda: write(GOOD), [*RUN, "--resume"], 2, "runs/mine.py-function-001/config.toml: expected it"),
+    "insist on nothing": (nothing, ["train", "mnist", "--force-resume"], 2, "--resume beside it"),
     "resume and force": (nothing, ["train", "mnist", "--resume", "--force"], 2, "one of them"),
     "alerts of an unknown name": (nothing, ["train", "mnist", "--alerts", "vanish=1"], 2, "vanishing=X:Y"),
     "alerts with one number of two": (nothing, ["train", "mnist", "--alerts", "spike=30,dead=0.5"], 2, "'dead=0.5'"),
@@ -216,7 +220,7 @@ def test_resume_goes_on_longer_but_not_otherwise(capsys):
     """Steps may change; anything else is another run and is told so. A run that is at its end stays as it is."""
     write(GOOD)
     run = ["train", "mine.py:function", "--out", "mine", "--quiet", "--schedule", "constant"]
-    assert main([*run, "--steps", "20", "--resume"]) == 0  # nothing there: from step 0
+    assert main([*run, "--steps", "20"]) == 0
     assert main([*run, "--steps", "30", "--resume"]) == 0
     assert "going on after step 20" in capsys.readouterr().err
     longer = Path("mine/metrics.jsonl").read_text()

@@ -40,6 +40,8 @@ class Options(TrainConfig):
     """Replace the run in --out."""
     resume: bool = False
     """Go on with the run in --out (the last of runs/MODEL-001, ... unless given) from its newest whole checkpoint."""
+    force_resume: bool = False
+    """With --resume: go on although the code or the data are not those of the run; the run's record says so."""
     config: str | None = None
     """A TOML file of these options; flags win over it."""
     quiet: bool = False
@@ -65,6 +67,8 @@ def run(argv: list[str]) -> int:
 
     if options.force and options.resume:
         raise Problem("force and resume: expected one of them, got both. --force replaces a run, --resume goes on with it")
+    if options.force_resume and not options.resume:
+        raise Problem("force_resume: expected `resume` beside it. It goes on with a run whose code or data have changed")
     if config.devices > 1:
         ask_for(config.devices)
     task = load_task(config)
@@ -85,7 +89,7 @@ def run(argv: list[str]) -> int:
                 console.print(epoch_line(epoch), soft_wrap=True)
 
             tell = Tell(epoch=say_epoch, step=bar.step, say=bar.say, check=check)
-            _, last, error = fit(task, config, params, directory, tell, options.resume)
+            _, last, error = fit(task, config, params, directory, tell, options.resume, options.force_resume)
     seconds = time.perf_counter() - began
     result = {
         "verb": "train", "model": config.model, "backward": config.backward, "steps": total.steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -69,8 +69,21 @@ def narrowest_dtype(fn: Callable, x: Any, *args: Any) -> Any:
     return max(found, key=lambda dtype: float(jnp.finfo(dtype).eps), default=None)
 
 
+def constants(jaxpr: Any) -> Iterator[Any]:
+    """Yields every array that a jaxpr holds, at any depth: text shows no numbers of an array."""
+    yield from getattr(jaxpr, "consts", ())
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield from (var.val for var in eqn.invars if jnp.size(getattr(var, "val", 0)) > 1)
+        for value in _params(eqn):
+            if hasattr(getattr(value, "jaxpr", value), "eqns"):
+                yield from constants(value)
+
+
+def _params(eqn: Any) -> list[Any]:
+    return [value for param in eqn.params.values() for value in (param if isinstance(param, (tuple, list)) else (param,))]
+
+
 def _bodies(eqn: Any) -> list[Any]:
     """Returns every jaxpr among the parameters of an equation."""
-    each = [value for param in eqn.params.values() for value in (param if isinstance(param, (tuple, list)) else (param,))]
-    open_ = [getattr(value, "jaxpr", value) for value in each]
+    open_ = [getattr(value, "jaxpr", value) for value in _params(eqn)]
     return [value for value in open_ if hasattr(value, "eqns")]

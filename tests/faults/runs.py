@@ -30,6 +30,11 @@ def command(out: Path, *more: str, program: tuple[str, ...] = ("-m", "fbackprop"
     return [sys.executable, *program, "train", VICTIM, "--out", str(out), *settings, *more]
 
 
+def again(out: Path) -> tuple[str, ...]:
+    """The flag of a run that goes on, where there is one to go on with."""
+    return ("--resume",) if (out / "config.toml").exists() else ()
+
+
 def environment(cache: Path) -> dict[str, str]:
     """Processes share what they compile, so that most of a process's life is steps and saves, not compiling."""
     return {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

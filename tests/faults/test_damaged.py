@@ -34,7 +34,7 @@ def saved(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with Saver(tmp_path, CONFIG) as saver:
         for step in (10, 20, 30):
-            saver.save(step, training(), {"progress": {"step": step}})
+            saver.save(step, training(), {"progress": {"step": step}, "fingerprint": {}})
         saver.wait()
     return tmp_path
 
@@ -157,7 +157,7 @@ def test_x64_on_and_off(tmp_path, then):
     (tmp_path / "checkpoints").mkdir()
     numbers = lambda: begin({"w": jnp.asarray(np.arange(3.0))}, optax.sgd(0.1))
     with jax.enable_x64(then), Saver(tmp_path, CONFIG) as saver:
-        saver.save(1, numbers(), {"progress": {}})
+        saver.save(1, numbers(), {"progress": {}, "fingerprint": {}})
         saver.wait()
     expected, found = ("float32", "float64") if then else ("float64", "float32")
     with jax.enable_x64(not then), pytest.raises(Problem) as raised:
@@ -174,7 +174,7 @@ def test_the_last_k_stay_and_no_temporary_file(saved):
     with Saver(saved, replace(CONFIG, keep=2)) as saver:
         (saved / "checkpoints" / "step-00000035.npz.123.tmp").write_bytes(b"half")
     with Saver(saved, replace(CONFIG, keep=2)) as saver:
-        saver.save(40, training(), {"progress": {}})
+        saver.save(40, training(), {"progress": {}, "fingerprint": {}})
         saver.wait()
     assert [path.name for path in (saved / "checkpoints").iterdir() if path.suffix != ".npz"] == []
     assert [path.name for path in files(saved / "checkpoints")] == ["step-00000030.npz", "step-00000040.npz"]
@@ -183,7 +183,7 @@ def test_the_last_k_stay_and_no_temporary_file(saved):
 def test_a_directory_that_cannot_be_written_is_told_and_harms_nothing(saved, monkeypatch):
     monkeypatch.setattr(checkpoint.os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with Saver(saved, CONFIG) as saver:
-        saver.save(40, training(), {"progress": {}})
+        saver.save(40, training(), {"progress": {}, "fingerprint": {}})
         with pytest.raises(FileProblem, match="Input/output error"):
             saver.wait()
     monkeypatch.undo()

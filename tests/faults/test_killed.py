@@ -22,7 +22,8 @@ def test_kill_at_any_moment(tmp_path, cache, unbroken):
     while kills < wanted or ended == 0:
         out = tmp_path / f"run{ended}"
         for attempt in range(10):
-            process = subprocess.Popen(runs.command(out, "--resume"), env=runs.environment(cache), stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(runs.command(out, *runs.again(out)), env=runs.environment(cache),
+                                       stderr=subprocess.DEVNULL)
             try:
                 process.wait(rng.uniform(0, seconds) if attempt < 5 and kills < wanted else 300)
             except subprocess.TimeoutExpired:
@@ -46,7 +47,7 @@ def test_kill_inside_save(tmp_path, cache, unbroken):
     for number in range(times):
         point = POINTS[number % len(POINTS)]
         after = int(rng.integers(4 if point == "before prune" else 1, 8))  # how many saves from here the kill is
-        command = runs.command(out, "--resume", program=(str(runs.HERE / "killed_in_save.py"), point, str(after)))
+        command = runs.command(out, *runs.again(out), program=(str(runs.HERE / "killed_in_save.py"), point, str(after)))
         done = runs.run(command, cache)
         assert done.returncode == -signal.SIGKILL, done.stderr
         killed[point] += 1
@@ -68,7 +69,8 @@ def test_asked_to_stop(tmp_path, cache, unbroken):
     out, before = tmp_path / "run0", 0
     for number in range(times):
         which, code = [(signal.SIGTERM, 143), (signal.SIGINT, 130)][number % 2]
-        process = subprocess.Popen(runs.command(out, "--resume"), env=runs.environment(cache), stderr=-1, text=True)  # a pipe
+        process = subprocess.Popen(runs.command(out, *runs.again(out)), env=runs.environment(cache),
+                                   stderr=subprocess.PIPE, text=True)
         while runs.newest_step(out) <= before:
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.05))

@@ -82,7 +82,7 @@ def test_disk_full(disk, cache, unbroken):
     saved, out = [], where / "run"
     for size in map(int, sizes):
         grow(size)
-        done = runs.run(limited(runs.command(out, "--resume")), cache)
+        done = runs.run(limited(runs.command(out, *runs.again(out))), cache)
         assert done.returncode == 74, (size, done.stderr)
         said = [line for line in done.stderr.splitlines() if "cannot be written" in line]
         assert len(said) == 1, done.stderr

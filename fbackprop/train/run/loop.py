@@ -16,11 +16,14 @@ from ..monitor.alerts import Alert, Thresholds
 from ..monitor.monitor import Monitor
 from ..step.optimizer import optimizer
 from ..step.training import NORMS, Training, begin, make_training_step, trained_layers
+from ..store.checkpoint import machine
+from ..store.rundir import write_config
 from ..store.saver import Saver
 from ..task.config import TrainConfig
 from ..task.recipe import gradients, net_in_precision, placement, start
 from ..task.task import Task
 from .epochs import Epoch, length, make_measure
+from .fingerprint import differences, digest, fingerprint, is_sampled
 from .log import Log
 from .progress import Progress, Taken, Tell, enough_memory, layer_rows
 from .step_probe import StepProbe
@@ -30,17 +33,18 @@ RESTORES = 3  # times a run goes back before it gives up
 
 
 def fit(task: Task, config: TrainConfig, params: Tree, directory: Path, tell: Tell | None = None,
-        resume: bool = False) -> tuple[Tree, Epoch, float]:
+        resume: bool = False, force_resume: bool = False) -> tuple[Tree, Epoch, float]:
     """Trains, giving `params` up; returns (params, the last Epoch, the largest gradient error seen).
 
     Writes metrics.jsonl and checkpoints, the last step's always. resume: goes on from the newest whole checkpoint, bit for bit
-    as if it had never stopped. Raises Failure when the numbers are no longer finite or memory runs out, Interrupted when
-    `tell.check` does, after a checkpoint; FileProblem when something cannot be written; Problem for a wrong batch.
+    as if it had never stopped. force_resume: with other code or other data too. Raises Failure when the numbers are no longer
+    finite or memory runs out, Interrupted when `tell.check` does, after a checkpoint; FileProblem when something cannot be
+    written; Problem for a wrong batch, and for other code or data.
     """
     with Saver(directory, config) as saver:
         run = Run(task, config, params, directory, tell or Tell(), saver)
         with enough_memory(lambda: run.at.step, config):
-            run.go_on() if resume else run.start()
+            run.go_on(force_resume) if resume else run.start()
             run.all_steps()
             return run.training.params, run.last_epoch(), run.at.gradient_error
 
@@ -60,6 +64,7 @@ class Run:
         self.probe = StepProbe(net_in_precision(task, config), task.loss, config)
         self.layers, self.monitor = trained_layers(params), self.watcher()
         self.every = config.checkpoint_every or self.length.per_epoch
+        self.fingerprint = self.take_fingerprint()
         self.waiting: list[Taken] = []
         # a step that is left out must be known before the next one changes the params it was taken from
         self.behind = int(config.on_nonfinite != "skip" and config.precision != "float16")
@@ -74,24 +79,46 @@ class Run:
         self.log, self.began = Log(self.directory), time.perf_counter()
         self.record(self.measure_epoch(None))
 
-    def go_on(self) -> None:
-        if not self.load():
+    def go_on(self, insist: bool) -> None:
+        header = self.load()
+        if header is None:
+            write_config(self.directory, self.config)
             self.tell.say(f"{self.directory}: no checkpoint to go on from, starting at step 0")
             self.start()
             return
         if self.at.step > self.length.steps:
             raise Problem(f"steps: expected at least {self.at.step}, which {self.directory} has taken, "
                           f"got {self.length.steps}. Give as many or more, or `out` another name for another run")
+        changed, noted = differences(header, {"fingerprint": self.fingerprint, **machine()})
+        batches = {number: digest(self.task.batches(self.config.seed, int(number))) for number in self.at.batches}
+        if batches != self.at.batches and "data" not in changed:
+            changed.append("data")
+        if changed and not insist:
+            raise Problem(f"{self.directory}: {' and '.join(changed)}: expected the same as before step {self.at.step}, found "
+                          f"another{''.join(f'; {note}' for note in noted)}. Bring that back, give `force_resume` to go on all "
+                          "the same, or `out` another name for another run")
+        self.at.batches = batches
+        write_config(self.directory, self.config)
         self.log, self.began = Log(self.directory, self.at.lines), time.perf_counter()
+        for difference in [f"other {name}" for name in changed] + noted:
+            self.log.add({"step": self.at.step, "event": f"went on: {difference}"})
+            self.tell.say(f"{self.directory}: {difference}. Its numbers may not be those of the run undisturbed")
         self.tell.say(f"{self.directory}: going on after step {self.at.step}")
 
-    def load(self) -> bool:
-        """Takes up the newest whole checkpoint. Returns whether there is one."""
+    def load(self) -> dict[str, Any] | None:
+        """Takes up the newest whole checkpoint. Returns its header, None where there is none."""
         found = self.saver.newest(self.training, self.tell.say)
-        if found is not None:
-            self.training, self.at = self.place(found[0]), Progress(**found[1]["progress"])
-            self.monitor = self.watcher()
-        return found is not None
+        if found is None:
+            return None
+        self.training, self.at = self.place(found[0]), Progress.of(found[1])
+        self.monitor = self.watcher()
+        return found[1]
+
+    def take_fingerprint(self) -> dict[str, Any]:
+        """Returns the run's fingerprint. Its step is that of a run of a fixed length: the length may change."""
+        tx = optimizer(self.config, self.config.warmup + 1)
+        step = make_training_step(gradients(self.task, self.config), tx, self.config.on_nonfinite == "skip")
+        return fingerprint(self.task, step, self.training, self.place_batch(self.task.batches(self.config.seed, 0)))
 
     # ---- forward, loss, backward, update
 
@@ -113,6 +140,8 @@ class Run:
     def one_step(self) -> None:
         number = self.at.step + 1
         batch = self.task.batches(self.config.seed, self.at.data)
+        if is_sampled(self.at.data):
+            self.at.batches[str(self.at.data)] = digest(batch)
         with as_problem(f"{self.task.name}: batch of step {number}: "):
             self.training, metrics = self.step(self.training, self.place_batch(batch))
         self.waiting.append(Taken(number, self.at.data, batch, metrics))
@@ -193,7 +222,7 @@ class Run:
 
     def save(self) -> None:
         self.at.lines, self.at.monitor = self.log.sync(), self.monitor.state()
-        self.saver.save(self.at.step, self.training, {"progress": asdict(self.at)})
+        self.saver.save(self.at.step, self.training, {"progress": asdict(self.at), "fingerprint": self.fingerprint})
 
     # ---- when something happens
 
@@ -241,7 +270,7 @@ class Run:
     def go_back(self, taken: Taken, event: dict[str, Any], what: str) -> None:
         """Returns to the newest checkpoint, skips the batch, and saves it against a kill."""
         restores, self.waiting = self.at.restores + 1, []
-        if not self.load():
+        if self.load() is None:
             self.training, self.at = self.first(start(self.task, self.config)[0]), Progress()
             self.monitor = self.watcher()
         self.at.restores, self.at.data = restores, taken.data + 1

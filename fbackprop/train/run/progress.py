@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import jax
 
-from ...errors import Failure
+from ...errors import Failure, FileProblem
 from ..task.config import TrainConfig
 from .epochs import Epoch
 
@@ -28,9 +28,9 @@ class Tell:
 class Progress:
     """Where a run is: with the Training all that it needs to go on as if it had never stopped.
 
-    step: how many were taken or left out; data: the number of the next batch; lines: bytes of metrics.jsonl that belong to it;
-    loss_sum, losses: since the last epoch; epoch: that one, as a dict; gradient_error: the largest so far; monitor: what it
-    goes by.
+    step: how many were taken or left out; data: the number of the next batch; batches: the digests of some, by number;
+    lines: bytes of metrics.jsonl that belong to it; loss_sum, losses: since the last epoch; epoch: that one, as a dict;
+    gradient_error: the largest so far; monitor: what it goes by.
     """
 
     step: int = 0
@@ -42,6 +42,22 @@ class Progress:
     gradient_error: float = 0.0
     epoch: dict[str, Any] | None = None
     monitor: dict[str, Any] | None = None
+    batches: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, header: dict[str, Any]) -> Progress:
+        """Returns the Progress that a checkpoint's header holds. Raises FileProblem for what no run can have written."""
+        where, given, known = header["file"], header.get("progress", {}), [each.name for each in fields(cls)]
+        if sorted(given) != sorted(known):
+            other = ", ".join(sorted({*given} ^ {*known}))
+            raise FileProblem(f"{where}: expected progress with {', '.join(known)}, found a difference in {other}: another "
+                              "version wrote it. Go on with that version, or give `out` another name for another run")
+        for name in ("step", "data", "restores", "lines", "losses"):
+            if not (type(given[name]) is int and given[name] >= 0):
+                raise FileProblem(f"{where}: progress {name}: expected a whole number of at least 0, found {given[name]!r}")
+        if given["step"] != header["step"]:
+            raise FileProblem(f"{where}: progress step: expected {header['step']}, as its header says, found {given['step']}")
+        return cls(**given)
 
 
 class Taken(NamedTuple):

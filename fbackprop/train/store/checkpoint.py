@@ -24,7 +24,7 @@ import numpy as np
 from ...errors import FileProblem, Problem
 from ...params import Tree, named_leaves
 
-FORMAT = 1
+FORMAT = 2  # 2: a leaf's SHA-256 covers its name, and a run its fingerprint
 SEAL, DIGITS = b"sha256 ", 64  # the zip comment: these bytes, then the digest of all before it in hexadecimal
 
 
@@ -58,10 +58,9 @@ def write(path: Path, leaves: dict[str, Stored], facts: dict[str, Any]) -> None:
 
     Raises OSError; what was at `path` before is then still there, and nothing beside it.
     """
-    table = {name: {"shape": [*leaf.array.shape], "dtype": leaf.dtype, "sha256": _sha256(leaf.array)}
+    table = {name: {"shape": [*leaf.array.shape], "dtype": leaf.dtype, "sha256": _sha256(name, leaf)}
              for name, leaf in leaves.items()}
-    about = {"format": FORMAT, **facts, "versions": {name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")},
-             "backend": jax.default_backend(), "leaves": table}
+    about = {"format": FORMAT, **facts, **machine(), "leaves": table}
     header = np.frombuffer(json.dumps(about).encode(), np.uint8)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -78,6 +77,11 @@ def write(path: Path, leaves: dict[str, Stored], facts: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def machine() -> dict[str, Any]:
+    """Returns the versions and the backend that a checkpoint written now would name."""
+    return {"versions": {name: version(name) for name in ("jax", "jaxlib", "optax", "numpy")}, "backend": jax.default_backend()}
+
+
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     """Returns (header, leaves), every byte verified. Raises Damaged, which names the file."""
     header, *leaves = _verified(path)
@@ -91,11 +95,12 @@ def _verified(path: Path) -> Iterator[Any]:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(file["header"].tobytes())
             if header["format"] != FORMAT:
-                raise Problem(f"{path}: expected format {FORMAT}, got {header['format']}: another version wrote it")
+                raise Problem(f"{path}: expected format {FORMAT}, got {header['format']}: another version wrote it. Go on with "
+                              "that version, or give `out` another name for another run")
             yield header
             for name, leaf in header["leaves"].items():
                 stored = Stored(file[name], leaf["dtype"])
-                if _sha256(stored.array) != leaf["sha256"]:
+                if _sha256(name, stored) != leaf["sha256"]:
                     raise ValueError(f"leaf {name} is not what its SHA-256 says")
                 yield name, stored
     except OSError as error:  # it may be whole: nothing to go back from
@@ -139,8 +144,11 @@ def _loaded(leaf: Stored) -> Any:
     return jnp.asarray(leaf.array.view(jnp.dtype(kind)))
 
 
-def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+def _sha256(name: str, leaf: Stored) -> str:
+    """Returns the SHA-256 of a leaf with its name, so that two leaves of one shape cannot change places."""
+    sha = hashlib.sha256(f"{name} {leaf} ".encode())
+    sha.update(np.ascontiguousarray(leaf.array).data)
+    return sha.hexdigest()
 
 
 def _seal(file: BinaryIO) -> None:

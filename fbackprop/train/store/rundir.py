@@ -6,18 +6,20 @@ import hashlib
 import json
 import os
 import re
+import time
 import tomllib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ...errors import FileProblem, Locked, Problem
+from ...errors import FileProblem, Locked, Problem, did_you_mean
 from ..task.config import TrainConfig
 
+PATIENCE = 0.5  # seconds: a report asks for the lock too, for a moment
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.toml", "metrics.jsonl", "checkpoints", "run.lock"
 MAY_CHANGE = ("steps", "epochs")  # of a run that goes on
 
@@ -32,33 +34,37 @@ def open_run(config: TrainConfig, out: str | None = None, force: bool = False, r
     """
     with writing(Path(out or "runs")):
         directory = Path(out) if out else _numbered(Path("runs"), re.sub(r"[^\w.-]+", "-", Path(config.model).name), resume)
+        if resume:
+            _expect_run(directory)
         if directory.exists() and not directory.is_dir():
             raise Problem(f"{directory}: expected a directory or nothing, got a file. Give `out` another name")
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory):
-            goes_on = resume and (directory / CONFIG).exists()
-            if goes_on:
+            if resume:
                 expect_config(directory / CONFIG, read_toml(directory / CONFIG), config)
             else:
-                _expect_empty(directory, force, resume)
+                _expect_empty(directory, force)
                 for file in (directory / CHECKPOINTS).glob("step-*.npz*"):
                     file.unlink()
-            # before the other files: a directory that has it can be resumed
-            _write(directory / CONFIG, to_toml(asdict(config)))
-            if not goes_on:
+                # before the other files: a directory that has it can be resumed
+                write_config(directory, config)
                 (directory / METRICS).write_bytes(b"")
             (directory / CHECKPOINTS).mkdir(exist_ok=True)
             yield directory
 
 
+def write_config(directory: Path, config: TrainConfig) -> None:
+    """Writes a run's config.toml. Raises FileProblem."""
+    with writing(directory):
+        _write(directory / CONFIG, to_toml(asdict(config)))
+
+
 def at_work(directory: Path) -> bool:
     """Returns whether a process is at work in the run now; False where that cannot be told."""
-    if not (directory / LOCK).exists():
-        return False
     try:
-        with _locked(directory):
+        with _locked(directory) if (directory / LOCK).exists() else _directory_lock(directory):
             return False
-    except Locked:
+    except (Locked, BlockingIOError):
         return True
     except OSError:  # somebody else's directory, which we may only read
         return False
@@ -84,30 +90,64 @@ def config_hash(config: TrainConfig) -> str:
     return hashlib.sha256(json.dumps(fixed(config), sort_keys=True).encode()).hexdigest()
 
 
-def _locked(directory: Path) -> AbstractContextManager[Any]:
-    """Locks the directory, for a `with`. The system frees the lock of a process that dies."""
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Locks the directory, and a file in it. The system frees the locks of a process that dies."""
+    with ExitStack() as locks:
+        try:
+            locks.enter_context(_directory_lock(directory))
+            locks.enter_context(FileLock(directory / LOCK).acquire(timeout=PATIENCE))
+        except (Timeout, BlockingIOError) as error:
+            raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give `out` another name"
+                         ) from error
+        yield
+
+
+@contextmanager
+def _directory_lock(directory: Path) -> Iterator[None]:
+    """Locks the directory itself, which stays locked when somebody removes the file. Windows has no such lock."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        # a report asks for the lock too, for a moment
-        return FileLock(directory / LOCK).acquire(timeout=0.5)
-    except Timeout as error:
-        raise Locked(f"{directory}: expected it free, another run is at work in it. Wait for it, or give `out` another name"
-                     ) from error
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+            except OSError:  # some network file systems lock no directory
+                break
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _expect_empty(directory: Path, force: bool, resume: bool) -> None:
+def _expect_run(directory: Path) -> None:
+    """Raises Problem unless there is a run to go on with; names the nearest one beside it."""
+    if not (directory / CONFIG).exists():
+        near = did_you_mean(directory.name, [path.parent.name for path in directory.parent.glob(f"*/{CONFIG}")])
+        raise Problem(f"{directory / CONFIG}: expected it, as every run has one, found none. {near + ' ' * bool(near)}"
+                      "Give `out` the directory of a run, or leave out `resume` for a new one")
+
+
+def _expect_empty(directory: Path, force: bool) -> None:
     if not force and any(file.name not in (LOCK, f"{CONFIG}.tmp") for file in directory.iterdir()):
-        if resume:
-            raise Problem(f"{directory / CONFIG}: expected it, as every run has one, found none. Give `out` a run's directory, "
-                          "or another name for a new run")
         raise Problem(f"{directory}: expected an empty or new directory, it holds files. Give `out` another name, `resume` to "
                       "go on with the run in it, or `force` to replace it")
 
 
 def _numbered(parent: Path, name: str, resume: bool) -> Path:
+    if resume:
+        taken = [path for path in parent.glob("*") if re.fullmatch(rf"{re.escape(name)}-\d+", path.name)]
+        return max(taken, key=lambda path: int(path.name.rpartition("-")[2]), default=parent / f"{name}-001")
     parent.mkdir(parents=True, exist_ok=True)
-    taken = sorted(path for path in parent.iterdir() if re.fullmatch(rf"{re.escape(name)}-\d+", path.name))
-    if resume and taken:
-        return max(taken, key=lambda path: int(path.name.rpartition("-")[2]))
     number = 1
     while True:
         directory = parent / f"{name}-{number:03d}"

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ...errors import FileProblem
 from ...params import Tree
 from ..task.config import TrainConfig
 from . import checkpoint
@@ -42,10 +43,10 @@ class Saver:
             self.pending.result()
 
     def newest(self, like: Tree, say: Callable[[str], object]) -> tuple[Tree, dict[str, Any]] | None:
-        """Returns (tree, header) of the newest whole checkpoint, None when there is none.
+        """Returns (tree, header) of the newest whole checkpoint, None when there is none. header["file"] is its path.
 
         A damaged one is said, renamed to *.damaged so that it never counts again, and the next older one taken. Raises Problem
-        for a whole one of another config, network or optimizer.
+        for a whole one of another config, network or optimizer, or of another version.
         """
         self.wait()
         for path in reversed(files(self.directory)):
@@ -55,12 +56,21 @@ class Saver:
                 say(f"{error}. Going back to the one before")
                 path.rename(path.with_name(f"{path.name}.damaged"))
                 continue
+            for name in ("step", "config", "progress", "fingerprint", "versions", "backend"):
+                if name not in header:
+                    raise FileProblem(f"{path}: expected {name} in its header, found none: another version wrote it. Go on "
+                                      "with that version, or give `out` another name for another run")
+            if path != self.path_of(header["step"]):
+                raise FileProblem(f"{path}: expected the name of its step, found step {header['step']} in it")
             expect_config(path, header["config"], self.config)
-            return checkpoint.fill(like, leaves, path), header
+            return checkpoint.fill(like, leaves, path), {**header, "file": str(path)}
         return None
 
+    def path_of(self, step: int) -> Path:
+        return self.directory / f"step-{step:08d}.npz"
+
     def _write(self, step: int, leaves: dict[str, checkpoint.Stored], facts: dict[str, Any]) -> None:
-        checkpoint.write(self.directory / f"step-{step:08d}.npz", leaves, facts)
+        checkpoint.write(self.path_of(step), leaves, facts)
         for old in files(self.directory)[: -self.config.keep]:
             old.unlink()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ def _ratings(config: TrainConfig) -> Task:
         batches = data.shuffled_batches(*known.train, _rows(config))
     apart = lambda pairs, scores: ((pairs[:, 0], pairs[:, 1]), scores)
     net = recommender(known.users, known.items, rank=4, mean=known.mean)
-    return Task(net, mse(), lambda seed, step: apart(*batches(seed, step)), apart(*known.test), metric="rmse", chunk=100_000,
+    pairs = wraps(batches)(lambda seed, step: apart(*batches(seed, step)))
+    return Task(net, mse(), pairs, apart(*known.test), metric="rmse", chunk=100_000,
                 steps_per_epoch=batches.steps_per_epoch, baseline={} if known.noise is None else {"noise": known.noise},
                 name=config.model)
 

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ def task_from_file(config: TrainConfig, made: Any = None) -> Task:
                       f"{describe(made)}. Template: {TEMPLATE}")
     _check_held_out(config.model, task)
 
+    @wraps(task.batches)
     def checked(seed: int, step: int) -> Any:
         with users_code(config.model, "batches(seed, step)"):
             batch = task.batches(seed, step)
