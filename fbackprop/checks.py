@@ -56,6 +56,13 @@ def expect_wholes(what: str, values: Any, least: int = 1) -> tuple[int, ...]:
     return tuple(expect_whole(what, value, least) for value in values)
 
 
+def expect_key(key: Any) -> None:
+    """Raises TypeError unless `key` is a key of jax.random, of either kind."""
+    dtype = getattr(key, "dtype", None)
+    ok = dtype is not None and (jnp.issubdtype(dtype, jax.dtypes.prng_key) or dtype == jnp.uint32)
+    expect(ok, "key", "a key of jax.random", key, "Write net.init(jax.random.key(0), x)", TypeError)
+
+
 def expect_params(params: Any, *names: str) -> None:
     """Raises TypeError unless `params` is a dict with exactly these keys."""
     wanted = "{" + ", ".join(map(repr, names)) + "}" if names else "()"

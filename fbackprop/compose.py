@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import tree_util
 
 from .calls import by_name
-from .checks import at, expect, expect_like
+from .checks import at, expect, expect_key, expect_like
 from .dtypes import is_floating
 from .facts import Scan
 from .layer import Layer
@@ -22,6 +22,7 @@ def chain(*layers: Layer) -> Layer:
 
     def init(key: jax.Array, x: Any) -> Tree:
         params = []
+        expect_key(key)
         for i, (layer, k) in enumerate(zip(layers, jax.random.split(key, len(layers)))):
             with at(i, layer):
                 params.append(layer.init(k, x))

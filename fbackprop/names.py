@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -113,7 +114,9 @@ def lazy_names(package: str) -> Lazy:
             return import_module(f"{library}.{name}")
         moved = not inside and name in PACKAGE_OF
         place = f": it is {library}.{PACKAGE_OF[name]}.{name} now" if moved else ""
-        raise AttributeError(f"module {package!r} has no attribute {name!r}{place}")
+        near = [] if moved else get_close_matches(name, names, 1, cutoff=0.8)
+        hint = f". Did you mean {near[0]}?" if near else ""
+        raise AttributeError(f"module {package!r} has no attribute {name!r}{place}{hint}")
 
     def directory() -> list[str]:
         return [*vars(sys.modules[package]), *names, *(() if inside else PACKAGES)]

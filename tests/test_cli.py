@@ -8,12 +8,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import optax
 import pytest
 
+import fbackprop
 from fbackprop import data
 from fbackprop.cli import main
 from fbackprop.train.run import log
-from fbackprop.train.task.config import TrainConfig
+from fbackprop.train.task.config import TrainConfig, memory_bytes
 
 GOOD = """
 import numpy as np
@@ -115,7 +117,7 @@ BAD = {
     "warmup negative": (nothing, ["train", "mnist", "--warmup=-1"], 2, "warmup"),
     "precision unknown": (nothing, ["train", "mnist", "--precision", "fp8"], 2, "bfloat16"),
     "more parts than examples": (nothing, ["train", "mnist", "--accumulate", "51"], 2, "the rows of the batch"),
-    "more devices than there are": (nothing, ["train", "mnist", "--devices", "4096"], 2, "Ask for at most"),
+    "more devices than there are": (nothing, ["train", "mnist", "--devices", "4096"], 2, "devices: expected"),
     "checkpoint every 0": (nothing, ["train", "mnist", "--checkpoint-every", "0"], 2, "checkpoint_every"),
     "keep none": (nothing, ["train", "mnist", "--keep", "0"], 2, "keep"),
     "policy unknown": (nothing, ["train", "mnist", "--on-nonfinite", "pray"], 2, "restore"),
@@ -123,6 +125,19 @@ BAD = {
                                                 "typo/config.toml: expected it"),
     "resume of no run": (lambda: write(GOOD), [*RUN, "--resume"], 2, "runs/mine.py-function-001/config.toml: expected it"),
     "insist on nothing": (nothing, ["train", "mnist", "--force-resume"], 2, "--resume beside it"),
+    "steps a word": (nothing, ["train", "mnist", "--steps", "five"], 2, "--steps: expected a whole number, got 'five'"),
+    "rate a word": (nothing, ["train", "mnist", "--lr", "fast"], 2, "--lr: expected a number, got 'fast'"),
+    "seed a word": (nothing, ["train", "mnist", "--seed", "x"], 2, "--seed: expected a whole number, got 'x'"),
+    "memory without a unit": (nothing, ["train", "mnist", "--memory", "300"], 2, "KiB, MiB or GiB"),
+    "memory in iB": (nothing, ["train", "mnist", "--memory", "3iB"], 2, "KiB, MiB or GiB"),
+    "a name that is not UTF-8": (lambda: write(GOOD, "mod\udce8le.py"), ["train", "mod\udce8le.py:function"], 2,
+                                 "mod\\xe8le.py:"),
+    "out that is not UTF-8": (lambda: write(GOOD), [*RUN, "--out", "r\udce8"], 2, "expected a name in UTF-8"),
+    "more devices than rows": (lambda: write(GOOD), [*RUN, "--devices", "9"], 2, ""),
+    "config of deep lists": (lambda: write("a = " + "[" * 9999, "c.toml"), ["train", "mnist", "--config=c.toml"], 2,
+                             "c.toml: expected TOML"),
+    "config of many digits": (lambda: write("steps = " + "9" * 9999, "c.toml"), ["train", "mnist", "--config=c.toml"], 2,
+                              "c.toml: expected TOML"),
     "resume and force": (nothing, ["train", "mnist", "--resume", "--force"], 2, "one of them"),
     "alerts of an unknown name": (nothing, ["train", "mnist", "--alerts", "vanish=1"], 2, "vanishing=X:Y"),
     "alerts with one number of two": (nothing, ["train", "mnist", "--alerts", "spike=30,dead=0.5"], 2, "'dead=0.5'"),
@@ -313,6 +328,67 @@ def test_a_test_loss_is_of_held_out_data_alone(held_out, capsys):
     assert main(["train", "mine.py:function", "--steps", "300", "--lr", "0.03", "--out", "r", "--json", "--resume"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {**again, "wall_seconds": 0} == {**result, "wall_seconds": 0}
+
+
+@pytest.mark.parametrize("name", ["fbackprop.py", "jax.py", "numpy.py", "dataclasses.py"])
+def test_a_model_file_may_be_called_as_a_module(name, capsys):
+    kept = "from dataclasses import dataclass\n\n@dataclass\nclass A:\n    b: int\n\n"
+    write(GOOD.replace("def function", f"{kept}def function"), name)
+    assert main(["train", f"{name}:function", "--steps", "2", "--quiet"]) == 0
+
+
+def test_home_and_a_byte_order_mark(monkeypatch, tmp_path):
+    """What Notepad writes, and a ~ that the shell left as it was: in --out=~/run, in quotes, in TOML."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write(GOOD)
+    Path("home").mkdir()
+    Path("home/c.toml").write_bytes(b"\xef\xbb\xbfsteps = 3\nout = '~/run'\n")
+    assert main(["train", "mine.py:function", "--config", "~/c.toml", "--quiet"]) == 0
+    assert "steps = 3\n" in Path("home/run/config.toml").read_text()
+    Path("mine.py").rename("home/mine.py")
+    assert main(["train", "~/mine.py:function", "--steps", "2", "--out=~/other", "--quiet"]) == 0
+    assert Path("home/other/config.toml").exists()
+    assert not Path("~").exists()
+    assert main(["report", "~/other", "--text"]) == 0
+
+
+@pytest.mark.parametrize(("text", "number"), [("3KB", 3e3), ("3 kB", 3e3), ("3KiB", 3072), ("1.5MiB", 1.5 * 2**20),
+                                              ("2GiB", 2**31), ("2GB", 2e9), ("7B", 7)])
+def test_bytes_as_people_write_them(text, number):
+    assert memory_bytes(text) == number
+
+
+DAMAGED = ["", "model = 3", "model = 'mnist'\nclip = 5", "model = 'mnist'\nlr = 'x'", "model = 'mnist'\nsteps = [1]", "\0",
+           "model = 'mnist'\nmemory = 3", "model = 'mnist'\nalerts = 3", "model = [", "model = 'mnist'\nseed = nan",
+           "x" * 9999, "model = " + "[" * 9999, "model = 'mnist'\nsteps = 1" + "0" * 9999, "model = 'mnist'\nwrong = 1"]
+
+
+@pytest.mark.parametrize("text", DAMAGED)
+def test_a_damaged_config_of_a_run_is_one_line(text, capsys):
+    Path("run/checkpoints").mkdir(parents=True)
+    write(text, "run/config.toml")
+    write("", "run/metrics.jsonl")
+    for argv in (["report", "run", "--text"], ["train", "mnist", "--out", "run", "--resume"]):
+        assert main(argv) in (2, 74)
+        said = capsys.readouterr().err
+        assert "run/config.toml" in said
+        assert len(said.splitlines()) == 1
+
+
+MISUSED = {
+    "a number for a key": (lambda net, x: net.init(0, x), "key: expected a key of jax.random, got 0. Write net.init("),
+    "a net for gradients": (lambda net, x: fbackprop.make_step(net, optax.sgd(1)), "Write make_step(value_and_grad("),
+    "a name misspelt": (lambda net, x: fbackprop.densee, "Did you mean dense?"),
+    "a name misspelt in a package": (lambda net, x: fbackprop.train.Thresold, "Did you mean Thresholds?"),
+}
+
+
+@pytest.mark.parametrize("what", MISUSED)
+def test_a_call_that_newcomers_write_is_told_what_to_write(what):
+    call, words = MISUSED[what]
+    with pytest.raises((TypeError, AttributeError)) as raised:
+        call(fbackprop.chain(fbackprop.dense(2)), np.ones((3, 5), np.float32))
+    assert words in str(raised.value)
 
 
 def test_both_backward_passes_give_one_curve(capsys):

@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code. A mistake of the user's is one line on stderr, never a traceback."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        _expect_utf8(argv)
         code = _run(argv)
         sys.stdout.flush()
         return code
@@ -48,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _expect_utf8(argv: list[str]) -> None:
+    """Raises Problem for a word whose bytes are no UTF-8: a run's files could not hold it."""
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            shown = os.fsencode(word).decode("utf-8", "backslashreplace")
+            raise Problem(f"{shown}: expected a name in UTF-8, got other bytes. Rename the file") from None
 
 
 def as_flags(text: str) -> str:

@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -17,7 +17,8 @@ import tyro
 from rich.console import Console
 from rich.table import Column
 
-from ..errors import FileProblem, Problem, unknown
+from ..errors import Problem, unknown
+from ..train.task.config import read_toml
 
 T = TypeVar("T")
 
@@ -25,21 +26,25 @@ T = TypeVar("T")
 def parse(kind: type[T], verb: str, argv: list[str]) -> T:
     """Returns a `kind` of what `argv` gives. Raises Problem for a bad flag, value or file.
 
-    A field named `config` makes --config FILE be read first. --help prints and exits 0.
+    A field named `config` makes --config FILE be read first. --help prints and exits 0. A ~ that the shell left is the home
+    directory.
     """
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", nargs="?")
     path = first.parse_known_args(argv)[0].config if "config" in names else None
-    given = [] if path is None else [token for flag in _from_toml(kind, Path(path)) for token in flag]
+    given = [] if path is None else [token for flag in _from_toml(kind, Path(path).expanduser()) for token in flag]
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, prog=f"fbackprop {verb}", args=[*given, *argv], config=(tyro.conf.FlagCreatePairsOff,))
+            found = tyro.cli(kind, prog=f"fbackprop {verb}", args=[*given, *argv], config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit as exit:
         if exit.code == 0:
             sys.exit(0)
         raise Problem(f"{verb}: {_plain(said.getvalue())}. fbackprop {verb} --help lists the options") from None
+    homes = {field.name: os.path.expanduser(value) for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+             if isinstance(value := getattr(found, field.name), str) and value.startswith("~")}
+    return dataclasses.replace(found, **homes)  # type: ignore[type-var]
 
 
 class Screen(Console):
@@ -64,12 +69,7 @@ def numeric(*names: str) -> list[Column]:
 
 def _from_toml(kind: type, path: Path) -> list[list[str]]:
     """Returns the file's keys as flags, each checked against the type of its field."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileProblem(f"{path}: expected a readable TOML file, got: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Problem(f"{path}: expected TOML, got: {error}") from error
+    table = read_toml(path)
     types = {name: hint for name, hint in get_type_hints(kind).items() if name not in ("model", "config")}
     flags = []
     for key, value in table.items():
@@ -100,6 +100,10 @@ def _plain(text: str) -> str:
     """Returns tyro's framed message as one line: what is wrong, and the nearest option."""
     lines = (_unframed(line) for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())
     words = " ".join([line for line in lines if line][1:])  # the first is the frame's title
+    number = re.search(r"Error parsing (--[\w-]+):.*(invalid literal for int|string to float).*?: ('[^']*')", words)
+    if number:
+        wanted = "a whole number" if "int" in number[2].split() else "a number"
+        return f"{number[1]}: expected {wanted}, got {number[3]}"
     return re.split(r"Argument helptext|For full helptext", words)[0].strip(" .")
 
 

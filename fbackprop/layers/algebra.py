@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
-from ..checks import expect
+from ..checks import expect, expect_key
 from ..dtypes import wide_dtype
 from ..params import Tree
 
@@ -73,6 +73,7 @@ def draw(init: Initializer, key: jax.Array, shape: tuple[int, ...], dtype: Any) 
 def affine_init(key: jax.Array, shape: tuple[int, ...], dtype: Any, bias: bool,
                 w_init: Initializer | None, b_init: Initializer | None) -> Tree:
     """Returns {"w": of `shape`, "b": its last axis}: He normal and zeros unless given."""
+    expect_key(key)
     w_key, b_key = jax.random.split(key)
     params = {"w": draw(w_init or jax.nn.initializers.he_normal(), w_key, shape, dtype)}
     if bias:

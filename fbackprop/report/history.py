@@ -98,7 +98,7 @@ def read_run(directory: Path) -> History:
     table = read_toml(directory / CONFIG)
     try:
         history = History(directory, TrainConfig(**table), at_work=at_work(directory))
-    except (TypeError, Problem) as error:
+    except (TypeError, ValueError, AttributeError, Problem) as error:
         raise FileProblem(f"{directory / CONFIG}: expected the configuration of a run, got: {error}") from error
     try:
         rows = records(directory)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ...checks import expect
+from ...layer import Layer
 from ...params import Tree, merge, split
 from .transformation import apply_gradients, expect_transformation
 
@@ -67,6 +69,9 @@ def make_step(value_and_grad: Gradients, tx: optax.GradientTransformation, *,
         TypeError: `tx` is no transformation.
         ValueError: from the step, where `tx` asks for a value_fn and there is none, or returns updates of other shapes.
     """
+    ok = callable(value_and_grad) and not isinstance(value_and_grad, Layer)
+    expect(ok, "make_step value_and_grad", "a function (params, batch) -> (value, grads)", repr(value_and_grad),
+           "Write make_step(value_and_grad(net, loss), tx)", TypeError)
     expect_transformation("make_step tx", tx)
 
     def step(params: Tree, opt_state: Tree, batch: Tree) -> tuple[Tree, Tree, Metrics]:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import time
-import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from ...errors import FileProblem, Locked, Problem, did_you_mean
 from ..task.config import TrainConfig
+from ..task.config import read_toml as read_any_toml
 
 PATIENCE = 0.5  # seconds: a report asks for the lock too, for a moment
 CONFIG, METRICS, CHECKPOINTS, LOCK = "config.toml", "metrics.jsonl", "checkpoints", "run.lock"
@@ -174,11 +174,9 @@ def _write(path: Path, text: str) -> None:
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a run's config.toml. Raises FileProblem when it cannot be read or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FileProblem(f"{path}: expected the run's configuration, got: {error}") from error
-    except OSError as error:
-        raise FileProblem(f"{path}: expected the run's configuration, got: {error.strerror or error}") from error
+        return read_any_toml(path)
+    except Problem as error:
+        raise FileProblem(f"{error}. It is the configuration of the run") from error
 
 
 def to_toml(table: dict[str, Any]) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+import tomllib
 from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from ...errors import Problem
+from ...errors import FileProblem, Problem
 from ..monitor.alerts import Thresholds
 
 # the models that have a name, and where one wants something else than the defaults below
@@ -86,9 +89,12 @@ class TrainConfig:
         return cls(**{**kept, **given})
 
     def __post_init__(self) -> None:
+        for name in ("model", "clip", "memory", "alerts", "data"):
+            if not isinstance(getattr(self, name), str | None):
+                raise Problem(f"{name}: expected text, got {getattr(self, name)!r}")
         for name, least in LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not (isinstance(value, Integral) and int(value) >= least):
                 raise Problem(f"{name}: expected a whole number of at least {least}, got {value}")
         if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise Problem(f"lr: expected a finite number above 0, got {self.lr}. 0.003 is the default")
@@ -118,11 +124,21 @@ CLIPPED = ("value", "norm", "layer", "adaptive")
 
 
 def memory_bytes(text: str) -> float:
-    """Returns 3e8 for "300MB"; B, kB, MB and GB are powers of 1000. Raises Problem."""
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?(B|kB|MB|GB)", text)
-    if not found or not float(found[1]) > 0:
-        raise Problem(f"memory: expected a number above 0 and B, kB, MB or GB, for example 300MB, got {text!r}")
-    return float(found[1]) * 1000.0 ** ("B", "kB", "MB", "GB").index(found[2])
+    """Returns 3e8 for "300MB"; kB, MB and GB are powers of 1000, KiB, MiB and GiB of 1024. Raises Problem."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([kKMG]?)(i?)B", text)
+    if not found or not float(found[1]) > 0 or (found[3] and not found[2]):
+        raise Problem(f"memory: expected a number above 0 and B, kB, MB, GB, KiB, MiB or GiB, for example 300MB, got {text!r}")
+    return float(found[1]) * (1024.0 if found[3] else 1000.0) ** ("", "K", "M", "G").index(found[2].upper())
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file, with a byte-order mark or without. Raises FileProblem for no file, Problem for no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise FileProblem(f"{path}: expected a readable TOML file, got: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a ValueError, a deep table a RecursionError
+        raise Problem(f"{path}: expected TOML, got: {error}") from error
 
 
 def _check_clip(clip: str | None) -> None:

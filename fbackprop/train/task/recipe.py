@@ -12,7 +12,7 @@ import jax
 
 from ...compose import objective
 from ...distributed.mesh import data_parallel, devices, replicate, shard
-from ...errors import as_problem
+from ...errors import Problem, as_problem
 from ...gradients import ValueAndGrad, auto_value_and_grad, value_and_grad
 from ...layer import Layer
 from ...losses.weight import batch_size
@@ -73,6 +73,13 @@ def placement(config: TrainConfig) -> tuple[Callable[[Tree], Tree], Callable[[An
     return partial(replicate, mesh=mesh), partial(shard, mesh=mesh)
 
 
+def _expect_rows(config: TrainConfig, batch: Any) -> None:
+    """Raises Problem for more devices than a part of the batch has rows."""
+    if config.devices > 1 and config.devices > (rows := batch_size(batch) // config.accumulate):
+        raise Problem(f"devices: expected at most {rows}, the rows of a part of the batch, got {config.devices}: the others "
+                      "would have nothing to do")
+
+
 def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
     """Returns (params, first batch). All is traced, so a wrong shape raises before a file is made.
 
@@ -81,6 +88,7 @@ def start(task: Task, config: TrainConfig) -> tuple[Tree, Any]:
     batch = task.batches(config.seed, 0)
     of_user = partial(users_code, task.name, "the network") if ":" in task.name else nullcontext
     with of_user(), as_problem(f"{task.name}: "):
+        _expect_rows(config, batch)
         params = jax.jit(objective(task.net, task.loss).init)(jax.random.key(config.seed), batch)
         jax.eval_shape(gradients(task, config), params, batch)
     if task.held_out is not None:

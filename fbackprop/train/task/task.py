@@ -123,12 +123,13 @@ def call(model: str) -> Any:
 
 
 def _import(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    name = f"__model__.{file.stem}"  # no other module's name: a file called fbackprop.py or jax.py hides nothing
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.parent.resolve()))  # the file may import its neighbours
-    sys.modules[file.stem] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
