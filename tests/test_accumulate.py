@@ -193,3 +193,16 @@ def test_microbatches_of_a_jitted_step_are_cut_inside():
     batch = x, x[:, :2]
     run = jax.jit(lambda params, batch: accumulate(value_and_grad(net, loss))(params, microbatches(batch, 5)))
     assert_same(run(params, batch), jax.jit(value_and_grad(net, loss))(params, batch))
+
+
+def test_float64_is_divided_in_float64():
+    """Three rows in two parts: a third in float32 would be apart by 3e-8."""
+    with jax.enable_x64(True):
+        net = chain(dense(3))
+        x, target = np.random.default_rng(0).standard_normal((3, 2)), np.zeros((3, 3))
+        params, whole = net.init(jax.random.key(0), x), value_and_grad(net, mse())
+        value, grads = whole(params, (x, target))
+        parts, sums = accumulate(whole)(params, [(x[:1], target[:1]), (x[1:], target[1:])])
+        assert parts.dtype == value.dtype == jnp.float64
+        np.testing.assert_allclose(parts, value, rtol=1e-14)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-14), sums, grads)

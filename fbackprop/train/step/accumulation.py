@@ -35,10 +35,12 @@ def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> Val
 
     def run(params: Tree, microbatches: Tree, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         trainable, state = split(params)
+        floats, _ = partition(trainable)
+        widest = jnp.result_type(jnp.float32, *jax.tree.leaves(floats))
 
         def add(carry: Any, batch: Tree) -> tuple[Any, None]:
             state, value, sums, total = carry
-            w = jnp.asarray(weight(batch), jnp.float32)
+            w = jnp.asarray(weight(batch), widest)
             of_part, grads = value_and_grad(merge(trainable, state), batch, seed * w)
             gradients, successors = split(grads)
             sums = jax.tree.map(lambda s, g: s + g.astype(s.dtype), sums, gradients)
@@ -46,10 +48,8 @@ def accumulate(value_and_grad: ValueAndGrad, weight: Weight = batch_size) -> Val
             value = value + jnp.where(w == 0, 0, wide(of_part) * w).astype(value.dtype)
             return (split(merge(trainable, successors))[1], value, sums, total + w), None
 
-        floats, _ = partition(trainable)
         zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, wide_dtype(p.dtype)), floats)
-        widest = jnp.result_type(jnp.float32, *jax.tree.leaves(floats))
-        carry = (state, jnp.zeros((), widest), zeros, jnp.float32(0))
+        carry = (state, jnp.zeros((), widest), zeros, jnp.zeros((), widest))
         if isinstance(microbatches, list):
             expect(bool(microbatches), "microbatches", "at least one batch", "an empty list")
             for batch in microbatches:
