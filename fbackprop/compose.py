@@ -130,7 +130,7 @@ def objective(net: Layer, loss: Layer | None = None) -> Layer:
             dparams = WithLoss(dparams, {"loss": dloss})
         return dparams, (dx, dtarget)
 
-    return Layer("objective", init, forward, backward, parts=(net, loss), places=("", "loss"),
+    return Layer("objective", init, forward, backward, parts=(net, loss), places=("", "loss"), weight=loss.weight,
                  rebuild=lambda parts: objective(*parts))
 
 

@@ -12,7 +12,7 @@ from .checks import expect, expect_like
 from .compose import objective
 from .dtypes import canonical, combine, is_floating, partition
 from .layer import Layer
-from .params import Tree, is_carried, merge, split
+from .params import Tree, expect_gradients, is_carried, merge, split
 from .transform import Rewrite, with_rules
 
 
@@ -59,15 +59,18 @@ def value_and_grad(net: Layer, loss: Layer | None = None, *,
 
     `loss` is None for a net that ends in its loss. `rules` maps layer path patterns to rewrites of the layers found there.
     `seed` is the value's cotangent and may be traced. `grads` has `Next` where `params` have `State`.
-    Raises TypeError for a wrong structure of params or batch, ValueError for shapes, dtypes and a value that is no scalar.
+    Raises TypeError for a wrong structure of params, batch or gradients, ValueError for shapes, dtypes and a value that is no
+    scalar, while tracing.
     """
     whole = with_rules(objective(net, loss), rules or {})
 
     def run(params: Tree, batch: Tree, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, residuals = whole.forward(params, canonical(batch))
         grads, _ = whole.backward(params, residuals, _cotangent(seed, value))
+        expect_gradients(grads, params)
         return value, grads
 
+    run.weight = whole.weight  # type: ignore[attr-defined]
     return run
 
 
@@ -89,6 +92,7 @@ def auto_value_and_grad(net: Layer, loss: Layer | None = None) -> ValueAndGrad:
         _, successors = split(by_hand(params, batch, seed)[1])  # the gradients beside them are dead code under jit
         return value, combine(gradients, successors)
 
+    run.weight = whole.weight  # type: ignore[attr-defined]
     return run
 
 

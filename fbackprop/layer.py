@@ -43,6 +43,13 @@ class Backward(Protocol):
         """Returns (dparams, dx)."""
 
 
+class Weight(Protocol):
+    """What a mean over a batch divides by."""
+
+    def __call__(self, batch: Any, /) -> Any:
+        """Returns one number."""
+
+
 Role: TypeAlias = Literal["", "observes", "records", "freezes"]
 
 
@@ -71,6 +78,7 @@ class Layer:
     scan: Scan | None = None
     cell: CellRule | None = None
     role: Role = ""                                          # of a wrapper: what a walk has to know of it
+    weight: Weight | None = None                             # of a loss: what its mean over a batch divides by
     _before: SimpleNamespace | None = field(default=None, repr=False, compare=False)  # the fields that replace() was given
 
     def __post_init__(self) -> None:
@@ -179,4 +187,4 @@ def wrapper(part: Layer, kind: str, rebuild: Callable[[Layer], Layer], forward: 
            f"Did you mean {getattr(part, '__name__', 'dense')}()?", TypeError)
     scan, cell = (part.scan, part.cell) if role == "observes" else (None, part.cell and CellRule(part.cell.start))
     return Layer(kind, init or part.init, forward, backward, options, parts=(part,), places=("",), cell=cell, scan=scan,
-                 role=role, rebuild=lambda parts: rebuild(parts[0]))
+                 role=role, weight=part.weight, rebuild=lambda parts: rebuild(parts[0]))

@@ -13,7 +13,7 @@ import jax
 from jax import tree_util
 
 from .checks import expect, show
-from .dtypes import combine, partition
+from .dtypes import combine, is_floating, partition
 
 Tree: TypeAlias = Any  # a pytree of arrays: params, gradients, a batch
 
@@ -95,6 +95,24 @@ def split(tree: Tree) -> tuple[Tree, Tree]:
 def merge(trainable: Tree, state: Tree) -> Tree:
     """Returns the params that `split` took apart. `state` may hold State or Next."""
     return combine(trainable, jax.tree.map(lambda n: State(n.value), state, is_leaf=is_carried))
+
+
+def expect_gradients(grads: Tree, params: Tree) -> None:
+    """Raises TypeError or ValueError, with the leaf's path, unless every trainable leaf has a gradient of its shape and dtype.
+
+    Without this, broadcasting would train on a gradient of another shape.
+    """
+    floats = lambda tree: {path: leaf for path, leaf in paths(split(tree)[0]).items() if is_floating(leaf)}
+    wanted, got = floats(params), floats(grads)
+    for path in {**wanted, **got}:
+        what = f"gradient {path}".rstrip()
+        hint = "The backward of the layer that has this leaf returns it"
+        both = path in wanted and path in got
+        expect(both, what, show(wanted.get(path)), show(got.get(path)), hint, TypeError)
+        expect(show(got[path]) == show(wanted[path]), what, show(wanted[path]), show(got[path]), hint)
+    carried = lambda tree: sum(map(is_carried, jax.tree.leaves(tree, is_leaf=is_carried)))
+    expect(carried(params) == carried(grads), "gradients", f"{carried(params)} Next, one for every State of params",
+           str(carried(grads)), "Give all that value_and_grad returns", TypeError)
 
 
 def paths(tree: Tree) -> dict[str, Any]:

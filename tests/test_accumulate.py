@@ -10,13 +10,17 @@ import numpy as np
 import pytest
 
 from fbackprop import (
+    PRECISIONS,
     accumulate,
+    auto_value_and_grad,
     chain,
     dense,
     dropout,
     embedding,
     gpt,
     gru,
+    half_squared_error,
+    huber,
     merge,
     microbatches,
     mse,
@@ -26,6 +30,7 @@ from fbackprop import (
     tanh,
     token_weight,
     value_and_grad,
+    with_precision,
 )
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -206,3 +211,36 @@ def test_float64_is_divided_in_float64():
         assert parts.dtype == value.dtype == jnp.float64
         np.testing.assert_allclose(parts, value, rtol=1e-14)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-14), sums, grads)
+
+
+SUMS_AND_MEANS = {
+    "a sum": (half_squared_error(), lambda rng: (rng.standard_normal((8, 3)), rng.standard_normal((8, 4)))),
+    "a mean over elements": (huber(), lambda rng: (rng.standard_normal((8, 3)), rng.standard_normal((8, 4)))),
+    "a mean over counted rows": (softmax_cross_entropy(ignore_index=0), lambda rng: (
+        rng.standard_normal((8, 3)), np.array([0, 0, 0, 1, 2, 0, 3, 1]))),
+    "a mean over weighted classes": (softmax_cross_entropy(class_weights=[1.0, 5.0, 2.0, 0.5]), lambda rng: (
+        rng.standard_normal((8, 3)), np.array([0, 0, 0, 1, 2, 0, 3, 1]))),
+}
+
+
+@pytest.mark.parametrize("kind", SUMS_AND_MEANS)
+@pytest.mark.parametrize("how", [value_and_grad, auto_value_and_grad])
+def test_a_loss_knows_its_own_weight(kind, how):
+    loss, make = SUMS_AND_MEANS[kind]
+    with jax.enable_x64(True):
+        batch = make(np.random.default_rng(0))
+        net = chain(dense(4))
+        params = net.init(jax.random.key(0), batch[0])
+        whole = how(net, loss)
+        for n in (2, 3):
+            parts = accumulate(whole)(params, microbatches(batch, n))
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), parts, whole(params, batch))
+
+
+def test_parts_in_float16_overflow_no_sooner_than_the_whole():
+    net = with_precision(chain(dense(1, bias=False)), PRECISIONS["float16"])
+    x, target = np.ones((4096, 1), np.float32), np.full((4096, 1), 20.0, np.float32)
+    params = net.init(jax.random.key(0), x)
+    of_parts = accumulate(value_and_grad(net, mse()))
+    _, grads = of_parts(params, microbatches((x, target), 2), 2.0**9)
+    assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads))

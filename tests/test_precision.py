@@ -42,6 +42,7 @@ from fbackprop import (
     with_precision,
 )
 from fbackprop.train import LossScale, adjust, all_finite, unscale
+from fbackprop.train.step.training import begin, make_training_step
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -367,3 +368,15 @@ def test_an_overflow_is_seen_in_the_gradients_and_not_in_next():
     assert all_finite(grads)
     assert not all_finite(over)
     assert all_finite(split(over)[1])
+
+
+def test_a_batch_that_is_nan_says_nothing_about_the_scale():
+    net = with_precision(chain(dense(2)), PRECISIONS["float16"])
+    x = np.ones((4, 3), np.float32)
+    tx = optax.sgd(0.1)
+    step = make_training_step(value_and_grad(net, mse()), tx, skip=True)
+    training = begin(net.init(jax.random.key(0), x), tx, scaled=True)
+    before = float(training.guard[2].scale)
+    training, metrics = step(training, (np.full_like(x, np.nan), np.ones((4, 2), np.float32)))
+    assert not metrics["finite"]
+    assert float(training.guard[2].scale) == before

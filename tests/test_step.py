@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -18,6 +20,7 @@ from fbackprop import (
     auto_value_and_grad,
     chain,
     dense,
+    dropout,
     init_opt_state,
     make_step,
     mse,
@@ -229,3 +232,30 @@ def test_lbfgs_learns_with_a_value_fn_of_hand_written_rules():
     params, losses = train(make_step(value_and_grad(net, LOSS), tx, value_fn=value_fn), *start(tx, net), BATCH, 10)
     assert losses[-1] < 0.5 * losses[0]
     assert params[0]["ran"].value == 10  # the line search reads State and does not advance it
+
+
+WRONG_GRADIENTS = {
+    "a shape that would broadcast": (lambda p, x, dy: ({"w": dy.sum(0), "b": dy.sum(0)}, dy @ p["w"].T),
+                                     "gradient 0/w: expected float32[6,3], got float32[3]"),
+    "another dtype": (lambda p, x, dy: ({"w": x.T @ dy, "b": dy.sum(0).astype(jnp.float16)}, dy @ p["w"].T),
+                      "gradient 0/b: expected float32[3], got float16[3]"),
+    "a leaf left out": (lambda p, x, dy: ({"w": x.T @ dy}, dy @ p["w"].T), "gradient 0/b: expected float32[3], got None"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_GRADIENTS)
+def test_a_wrong_gradient_does_not_reach_the_optimizer(kind):
+    backward, words = WRONG_GRADIENTS[kind]
+    net, x = chain(replace(dense(3), backward=backward)), jnp.ones((4, 6))
+    params, tx = net.init(jax.random.key(0), x), optax.adam(0.1)
+    step = make_step(value_and_grad(net, mse()), tx)
+    with pytest.raises((TypeError, ValueError), match=re.escape(words)):
+        step(params, init_opt_state(tx, params), (x, jnp.ones((4, 3))))
+
+
+def test_update_refuses_half_of_the_gradients():
+    net, x = chain(dense(3), dropout(0.5)), jnp.ones((4, 6))
+    params, tx = net.init(jax.random.key(0), x), optax.sgd(0.1)
+    _, grads = value_and_grad(net, mse())(params, (x, jnp.ones((4, 3))))
+    with pytest.raises(TypeError, match="expected 1 Next, one for every State of params, got 0"):
+        update(tx, params, split(grads)[0], init_opt_state(tx, params))

@@ -345,7 +345,7 @@ def test_a_carry_that_explodes_on_the_way_back_is_the_cells():
 
 
 def test_through_accumulation_the_last_part_is_seen():
-    """State is threaded: after three parts the statistics are those of the third, its cotangents times its weight."""
+    """State is threaded: after three parts the statistics are those of the third, its cotangents times its share."""
     x = np.random.default_rng(3).standard_normal((12, 4)).astype(np.float32)
     net, loss = chain(dense(5), relu(), dense(2)), mse()
     watched = watch(net)
@@ -353,7 +353,7 @@ def test_through_accumulation_the_last_part_is_seen():
     batch = x, x[:, :2]
     value, grads = jax.jit(accumulate(value_and_grad(watched, loss)))(params, microbatches(batch, 3))
     seen = readings(grads)
-    last = readings(jax.jit(value_and_grad(watched, loss))(params, (x[8:], x[8:, :2]), 4.0)[1])
+    last = readings(jax.jit(value_and_grad(watched, loss))(params, (x[8:], x[8:, :2]), 1 / 3)[1])
     for path, reading in last.items():
         assert seen[path].y.norm == pytest.approx(reading.y.norm, rel=1e-5)
         assert seen[path].dy.norm == pytest.approx(reading.dy.norm, rel=1e-5)

@@ -7,6 +7,7 @@ dropout mask and a clipped norm are those of the whole batch by construction, wh
 
 from __future__ import annotations
 
+from functools import wraps
 from numbers import Integral
 from typing import Any
 
@@ -68,6 +69,7 @@ def data_parallel(value_and_grad: ValueAndGrad, mesh: Mesh) -> ValueAndGrad:
     Any number of examples: XLA fills the last share up and leaves what it filled in out of every sum.
     """
 
+    @wraps(value_and_grad)
     def run(params: Tree, batch: Tree, seed: Any = 1.0) -> tuple[jax.Array, Tree]:
         value, grads = value_and_grad(params, jax.lax.with_sharding_constraint(batch, split_over(mesh)), seed)
         return jax.lax.with_sharding_constraint((value, grads), whole_on(mesh))

@@ -9,7 +9,7 @@ import jax
 
 from ..checks import expect_floating, expect_params
 from ..facts import Option, Tuning
-from ..layer import Layer
+from ..layer import Layer, Weight
 from ..params import Tree
 
 
@@ -24,10 +24,11 @@ def anything(x: Any) -> None:
 
 def parameterless(kind: str, forward: Callable[[Any], tuple[Any, Any]],
                   backward: Callable[[Any, Any], Any], options: tuple[Option, ...] = (),
-                  check: Callable[[Any], object] = floating, tuning: Tuning | None = None) -> Layer:
+                  check: Callable[[Any], object] = floating, tuning: Tuning | None = None,
+                  weight: Weight | None = None) -> Layer:
     """Returns the Layer of `forward(x) -> (y, residuals)` and `backward(residuals, dy) -> dx`.
 
-    check: raises for an x that does not fit, in init and in front of `forward`.
+    check: raises for an x that does not fit, in init and in front of `forward`. weight: of a loss.
     """
 
     def init(key: jax.Array, x: Any) -> Tree:
@@ -40,4 +41,4 @@ def parameterless(kind: str, forward: Callable[[Any], tuple[Any, Any]],
         return forward(x)
 
     with_dparams = lambda _, residuals, dy: ((), backward(residuals, dy))
-    return Layer(kind, init, with_params, with_dparams, options, tuning=tuning)
+    return Layer(kind, init, with_params, with_dparams, options, tuning=tuning, weight=weight)

@@ -34,6 +34,7 @@ from ..layer import Layer
 from ..layers.algebra import column
 from ..layers.parameterless import anything, parameterless
 from .inputs import ClassWeights, check_options, class_numbers, inverse, is_index, several
+from .weight import token_weight
 
 
 @by_name()
@@ -81,7 +82,8 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: ClassW
         return dx, dtarget, dweights.astype(weights.dtype)
 
     options = given(softmax_cross_entropy, label_smoothing=a, class_weights=c, ignore_index=ignore_index)
-    return parameterless("softmax_cross_entropy", forward, backward, options, anything)
+    weight = token_weight(ignore_index=ignore_index, class_weights=c)
+    return parameterless("softmax_cross_entropy", forward, backward, options, anything, weight=weight)
 
 
 def _counted(target: jax.Array, x: jax.Array, smoothing: float, class_weights: Any,

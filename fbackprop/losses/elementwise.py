@@ -29,6 +29,7 @@ from ..facts import Option, given
 from ..layer import Layer
 from ..layers.parameterless import anything, parameterless
 from .inputs import several
+from .weight import summed, target_size
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -55,7 +56,7 @@ def _of_difference(kind: str, f: Function, df: Function, mean: bool = True, opti
         dy = (df(wide(difference)) * scale).astype(difference.dtype)
         return dy, -dy
 
-    return parameterless(kind, forward, backward, options, anything)
+    return parameterless(kind, forward, backward, options, anything, weight=target_size if mean else summed)
 
 
 @by_name()
@@ -96,4 +97,5 @@ def binary_cross_entropy_with_logits() -> Layer:
         dx, dt = (lax.logistic(x) - wide(target)) * scale, -x * scale
         return dx.astype(logits.dtype), dt.astype(target.dtype)
 
-    return parameterless("binary_cross_entropy_with_logits", forward, backward, check=anything)
+    return parameterless("binary_cross_entropy_with_logits", forward, backward, check=anything,
+                         weight=target_size)

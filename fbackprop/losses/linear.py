@@ -43,6 +43,7 @@ from ..layers.kernels.tiles import add, put, softmax_step, take, tile_size, tile
 from ..params import Tree
 from .cross_entropy import legal
 from .inputs import check_options, class_numbers, inverse, is_index, several
+from .weight import token_weight
 
 Axis: TypeAlias = Literal["tokens", "vocabulary"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -90,7 +91,7 @@ def linear_cross_entropy(vocabulary: int, *, chunk: int | None = None, axis: Axi
                          lambda size: linear_cross_entropy(vocabulary, chunk=size, **made_with))
     return Layer("linear_cross_entropy", init, partial(_forward, form), partial(_backward, form),
                  given(linear_cross_entropy, vocabulary, chunk=chunk, **made_with), tuning=tuning,
-                 inference=_linear_logits(form, init))
+                 inference=_linear_logits(form, init), weight=token_weight(ignore_index=ignore_index))
 
 
 def _init(form: _Form, w_init: Initializer, key: jax.Array, x: Any) -> Tree:

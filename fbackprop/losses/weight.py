@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,9 +11,8 @@ import numpy as np
 from ..calls import by_name
 from ..checks import expect_array
 from ..dtypes import is_floating, wide
+from ..layer import Weight
 from .inputs import ClassWeights, check_options, class_numbers, is_index, several
-
-Weight = Callable[[Any], Any]
 
 
 def batch_size(batch: Any) -> int:
@@ -22,6 +20,17 @@ def batch_size(batch: Any) -> int:
     leaves = jax.tree.leaves(batch)
     expect_array("batch", leaves[0] if leaves and np.ndim(leaves[0]) else None)
     return int(leaves[0].shape[0])
+
+
+def target_size(batch: Any) -> int:
+    """Returns the number of elements of the target: the weight of a loss that is a mean over all of them."""
+    _, target = several(batch)
+    return int(np.size(target))
+
+
+def summed(batch: Any) -> int:
+    """Returns 1: the weight of a loss that is a sum, whose parts add up as they are."""
+    return 1
 
 
 @by_name()

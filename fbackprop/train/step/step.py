@@ -11,7 +11,7 @@ import optax
 
 from ...checks import expect
 from ...layer import Layer
-from ...params import Tree, merge, split
+from ...params import Tree, expect_gradients, merge, split
 from .transformation import apply_gradients, expect_transformation
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -46,6 +46,7 @@ def update(tx: optax.GradientTransformation, params: Tree, grads: Tree, opt_stat
     value, grad, value_fn. Transformations that want none of it get none.
     """
     expect_transformation("update tx", tx)
+    expect_gradients(grads, params)
     params, opt_state, _ = apply_gradients(tx, params, grads, opt_state, extra)
     return params, opt_state
 

@@ -76,7 +76,7 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: optax.GradientTransform
         lost = ~jnp.all(jnp.isfinite(after))
         for leaf in filter(is_floating, jax.tree.leaves(split(params)[1])):
             lost |= ~jnp.all(jnp.isfinite(leaf))
-        counted = (jnp.where(finite, 0, skipped + ~overflow), None if scale is None else adjust(scale, finite))
+        counted = (jnp.where(finite, 0, skipped + ~overflow), None if scale is None else _adjusted(scale, finite, overflow))
         # a halted run is taken up again from before the step, which then counts as if it had not been tried
         counted = jax.tree.map(lambda new, old: jnp.where(halted, old, new), counted, (skipped, scale))
         guard = Guard(halted | lost, *counted)
@@ -87,6 +87,11 @@ def make_training_step(value_and_grad: ValueAndGrad, tx: optax.GradientTransform
 
     jitted = jax.jit(step, donate_argnums=0)
     return lambda training, batch: jitted(without_aliases(training), batch)
+
+
+def _adjusted(scale: LossScale, finite: jax.Array, overflow: jax.Array) -> LossScale:
+    """Returns the scale of the next step: a loss that is not finite itself says nothing about the scale."""
+    return jax.tree.map(lambda new, old: jnp.where(finite | overflow, new, old), adjust(scale, finite), scale)
 
 
 def trained_layers(params: Tree) -> list[str]:

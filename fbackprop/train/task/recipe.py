@@ -61,7 +61,7 @@ def gradients(task: Task, config: TrainConfig) -> ValueAndGrad:
         whole = data_parallel(whole, devices(config.devices))
     if config.accumulate == 1:
         return whole
-    of_parts = accumulate(whole, task.weight or batch_size)
+    of_parts = accumulate(whole, task.weight or objective(task.net, task.loss).weight)
     return lambda params, batch, seed=1.0: of_parts(params, microbatches(batch, config.accumulate), seed)
 
 

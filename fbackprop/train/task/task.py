@@ -17,8 +17,7 @@ import jax
 from ...checks import show
 from ...compose import objective
 from ...errors import FileProblem, Problem, did_you_mean, unknown
-from ...layer import Layer
-from ...losses.weight import Weight
+from ...layer import Layer, Weight
 from .config import PRESETS, TrainConfig
 
 TEMPLATE = ("def function(): return net, loss, batches   # batches(seed, step) -> (x, target); loss None: the net ends in it; "
@@ -34,7 +33,7 @@ class Task:
         loss: its loss, None where the net ends in it.
         batches: `(seed, step) -> (x, target)`, a pure function.
         held_out: (x, target) that no batch holds, for the test loss. None: no test loss is reported.
-        weight: `batch -> scalar`, what a batch's loss divides by; the batch size by default.
+        weight: `batch -> scalar`, what a batch's loss divides by; by default the loss says so itself, or the batch size.
         metric: measured on held_out: "accuracy" where targets are class numbers, "rmse" where they are ratings.
         chunk: examples of held_out evaluated at once.
         steps_per_epoch: None for batches without end.
