@@ -53,7 +53,7 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: ClassW
 
     def forward(batch: Any) -> tuple[jax.Array, Any]:
         logits, target, weights = _checked(batch, c, ignore_index)
-        x = wide(logits)
+        x = _seen(logits, target, ignore_index)
         top = lax.stop_gradient(jnp.max(x, axis=-1))  # (...); subtracted first, or a common offset would eat the digits
         x = x - column(top, x)
         log_sum = jnp.log(jnp.sum(jnp.exp(x), axis=-1))  # (...)
@@ -64,7 +64,7 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: ClassW
 
     def backward(residuals: Any, dvalue: jax.Array) -> Any:
         logits, target, weights, top, log_sum = residuals
-        x = wide(logits)
+        x = _seen(logits, target, ignore_index)
         minus_log_p = column(log_sum, x) - (x - column(top, x))  # (..., V)
         t, total, k = _counted(target, x, a, c, ignore_index)
         u = jnp.ones_like(k) if weights is None else wide(weights)
@@ -84,6 +84,12 @@ def softmax_cross_entropy(*, label_smoothing: float = 0.0, class_weights: ClassW
     options = given(softmax_cross_entropy, label_smoothing=a, class_weights=c, ignore_index=ignore_index)
     weight = token_weight(ignore_index=ignore_index, class_weights=c)
     return parameterless("softmax_cross_entropy", forward, backward, options, anything, weight=weight)
+
+
+def _seen(logits: jax.Array, target: jax.Array, ignore_index: int | None) -> jax.Array:
+    """Returns the logits, and zeros in ignored rows, whatever stands there: 0 * inf would be NaN."""
+    x = wide(logits)
+    return x if ignore_index is None else jnp.where(column(is_index(target, ignore_index), x), 0, x)
 
 
 def _counted(target: jax.Array, x: jax.Array, smoothing: float, class_weights: Any,

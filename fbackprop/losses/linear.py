@@ -198,6 +198,8 @@ def _tiles(form: _Form, params: Tree, flat: jax.Array, labels: jax.Array) -> _Ti
     n, v = len(labels), form.vocabulary
     size = (tile_size(n, form.chunk), v) if form.at_once else (n, tile_size(v, form.chunk))
     ignored = is_index(labels, form.ignore_index)
+    if form.ignore_index is not None:
+        flat = jnp.where(column(ignored, flat), 0, flat)  # whatever stands there: 0 * inf would be NaN
     share = inverse(jnp.sum(jnp.where(ignored, 0, jnp.ones(labels.shape, wide_dtype(flat.dtype)))))
     early, late = (1, share) if flat.dtype == jnp.float16 else (share, None)
     return _Tiles(form, params, flat, labels, size, share, early, late)
