@@ -88,7 +88,7 @@ def binary_cross_entropy_with_logits() -> Layer:
         logits, target = _checked(batch)
         x, t = wide(logits), wide(target)
         # log(1 + exp x) - t x, its large part cancelled first: x - x is exact where t = 1
-        # max(x, 0) and -|x| bend at one side of 0 together, or autodiff would not add their slopes up to sigmoid(0)
+        # max(x, 0) and -|x| both take the left slope at 0: autodiff adds them up to sigmoid(0)
         terms = jnp.where(x > 0, x, 0) - t * x + jnp.log1p(jnp.exp(jnp.where(x > 0, -x, x)))
         return jnp.mean(terms), (logits, target)
 
