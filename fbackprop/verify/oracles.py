@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ..jaxprs.rounding import rounded_otherwise
 from ..jaxprs.walk import narrowest_dtype
 from .subject import Leaf, Subject, cast
 
@@ -34,6 +35,8 @@ ROUGH = 1e-9  # rounding of a value, relative, from which on differences take a 
 LARGE = 2**18  # numbers in theta, from which on gradients are made one at a time and fewer differences taken
 SAMPLE = 1024  # elements of a leaf whose gradient is followed along a line
 TIED = 2**14  # elements of a leaf among which ties are looked for
+LINES = 6  # more of them, where a result of a NumPy function looks wrong
+SALTS = 8  # ways to round every operation otherwise
 COORDINATES = 64  # that differences are taken for, at most, unless there are more leaves
 
 Array = Any
@@ -142,6 +145,7 @@ class Oracles:
         self._auto = self._host_values if subject.on_host else quick_jit(self._auto_and_values)
         self._values = self._host_values_at if subject.on_host else quick_jit(self._values_at)
         self._tangents = quick_jit(self._jvp_by_leaf)
+        self._rounded_otherwise = quick_jit(rounded_otherwise(self._auto_and_value))
 
     def rule(self, point: Point) -> Array:
         """Returns the gradient by the rule under test. Raises WrongStructure."""
@@ -183,7 +187,7 @@ class Oracles:
         if auto is not None:
             single, own = self._single(point, rng)
             noise = np.maximum(noise, own)
-        line = rng.uniform(0.5, 1, theta.size) * rng.choice([-1.0, 1.0], theta.size) * np.maximum(1.0, np.abs(theta))
+        line = self._line(point, rng)
         inner = None if self.subject.on_host else self._inner(point)
         rough = () if inner is None else (4 * float(jnp.finfo(inner).eps),)  # what shows the rounding of that dtype
         steps = LINE_STEPS[1:3] if self.large else LINE_STEPS
@@ -229,13 +233,35 @@ class Oracles:
                     "increments": (increments - values[0]).reshape(count, len(TAYLOR_STEPS))}, terms
 
     def widened(self, evidence: Evidence) -> Evidence:
-        """Returns the evidence with the rounding that shows in larger steps: of a value that is flat over small ones."""
+        """Returns the evidence with the rounding that shows in larger steps, or when every operation rounds otherwise.
+
+        A value may be flat over small steps, and what saturates may be flat over any.
+        """
         if self._last_widened is None or self._last_widened[0] is not evidence:
             noise, rounding = self._roughness(evidence.point, evidence.line, WIDER_STEPS)
-            rounding = max(evidence.rounding, rounding)
+            inside, of_value = self._around(evidence.point) if self.subject.on_host else self.inner_noise(evidence.point)
+            rounding = max(evidence.rounding, rounding, of_value)
             measured = self._measured(evidence.point, evidence.v, evidence.coordinates, rounding)
-            self._last_widened = evidence, replace(evidence, noise=np.maximum(evidence.noise, noise), **measured)
+            noise = np.max([evidence.noise, noise, inside], axis=0)
+            self._last_widened = evidence, replace(evidence, noise=noise, **measured)
         return self._last_widened[1]
+
+    def inner_noise(self, point: Point) -> tuple[Array, float]:
+        """Returns how far jax's gradient per leaf, and the value, move when every operation inside rounds otherwise.
+
+        A value that is not finite then has no digits.
+        """
+        noise, of_value = np.zeros(len(self.subject.leaves)), 0.0
+        at = (point.theta, point.fixed, point.dy)
+        grad, value = next(self._each(iter([(point.theta, point.dy)]), point.fixed))
+        salts = np.random.default_rng(0).integers(0, 2**64, SALTS, np.uint64)
+        with np.errstate(invalid="ignore"):
+            for moved, moved_value in (self._rounded_otherwise(salt, *at) for salt in salts):
+                error = abs(float(moved_value) - value)
+                of_value = max(of_value, error if np.isfinite(error) else abs(value))
+                if grad is not None:
+                    noise = np.maximum(noise, self._largest(_wide(moved) - _wide(grad)))
+        return noise, of_value
 
     def _roughness(self, point: Point, line: Array, steps: tuple[float, ...]) -> tuple[Array, float]:
         """Returns the rounding of jax's gradient per leaf, and of the value, that two neighbouring steps show.
@@ -261,6 +287,20 @@ class Oracles:
         if self._narrowest is None:
             self._narrowest = (narrowest_dtype(self.subject.f, point.theta, point.fixed),)
         return self._narrowest[0]
+
+    def _around(self, point: Point) -> tuple[Array, float]:
+        """Returns no noise, and the rounding of a NumPy function's value around: on one line it may happen not to show."""
+        rng, errors = np.random.default_rng(0), [0.0]
+        for _ in range(LINES):
+            line = self._line(point, rng)
+            errors.append(self._roughness(point, line, LINE_STEPS + WIDER_STEPS[1:])[1])
+            errors.append(self._against_wider(replace(point, theta=point.theta + WIDER_STEPS[-1] * line)))
+        return np.zeros(len(self.subject.leaves)), max(errors)
+
+    def _line(self, point: Point, rng: np.random.Generator) -> Array:
+        """Returns a direction along which every element moves, large ones more."""
+        size = point.theta.size
+        return rng.uniform(0.5, 1, size) * rng.choice([-1.0, 1.0], size) * np.maximum(1.0, np.abs(point.theta))
 
     def _against_wider(self, point: Point) -> float:
         """Returns the error of a NumPy function's value against its value in extended precision, if it has one."""
@@ -374,12 +414,11 @@ class Oracles:
         return np.asarray(jvp), np.asarray(terms)
 
     def _auto_and_values(self, thetas: Array, fixed: Any, dys: Array) -> tuple[Array | None, Array]:
-        def both(at: tuple[Array, Array]) -> tuple[Array | None, Array]:
-            theta, dy = at
-            grad = None if self.subject.auto is None else self.subject.auto(theta, fixed, dy)
-            return grad, jnp.sum(dy * self.subject.f(theta, fixed))
+        return lax.map(lambda at: self._auto_and_value(at[0], fixed, at[1]), (thetas, dys))
 
-        return lax.map(both, (thetas, dys))
+    def _auto_and_value(self, theta: Array, fixed: Any, dy: Array) -> tuple[Array | None, Array]:
+        grad = None if self.subject.auto is None else self.subject.auto(theta, fixed, dy)
+        return grad, jnp.sum(dy * self.subject.f(theta, fixed))
 
     def _values_at(self, theta: Array, fixed: Any, dy: Array, v: Array,
                    moves: dict[str, Array]) -> tuple[Array, Array]:

@@ -152,7 +152,8 @@ def judge_uses(oracles: Oracles, evidence: Evidence, rule: Any, uses: Iterable[t
 
 def _excused(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, wrong: Finding, off: Any) -> Finding:
     """Returns the finding as it is, NOISY if more rounding shows in larger steps, or KINK where a kink explains it."""
-    again, _ = _judge_leaf(oracles, oracles.widened(evidence), rule, number, leaf, wrong.layer)
+    evidence = oracles.widened(evidence)
+    again, _ = _judge_leaf(oracles, evidence, rule, number, leaf, wrong.layer)
     if again.verdict != "WRONG":
         return replace(again, verdict="NOISY", hint=ROUGH_HINT)
     slope = float(rule[leaf.slice] @ evidence.v[leaf.slice])
@@ -207,9 +208,9 @@ def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, le
         agrees = error <= bound or not np.isfinite(slope)  # an element of the rule that is not finite is judged by itself
         found.append(replace(base, verdict="OK" if agrees else "WRONG", oracle="dot product with jax.jvp",
                              expected=along, got=slope, error=error, bound=bound))
-    found.append(_taylor(evidence, number, slope, base))
+    found.append(_taylor(evidence, number, slope, tolerance * terms, base))
     if auto is None:
-        found.append(_direction(evidence, number, slope, base))
+        found.append(_direction(evidence, number, slope, tolerance * terms, base))
     return max(found, key=lambda f: VERDICTS.index(f.verdict)), off
 
 
@@ -250,15 +251,16 @@ def _largest(values: Any) -> float:
     return float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0))
 
 
-def _taylor(evidence: Evidence, number: int, slope: float, base: Finding) -> Finding:
+def _taylor(evidence: Evidence, number: int, slope: float, allowed: float, base: Finding) -> Finding:
     """Judges that the Taylor remainder falls as the square of the step, or is rounding at the end.
 
     A wrong slope leaves an error of first order, far above rounding at every step. A network of many kinks has no clean order
-    at the larger steps, where some are crossed; at the smallest its remainder is rounding.
+    at the larger steps, where some are crossed; at the smallest its remainder is rounding. A slope of float32 is off by what is
+    `allowed`.
     """
     with np.errstate(invalid="ignore"):
         remainders = np.abs(evidence.increments[number] - TAYLOR_STEPS * slope)
-    rounding = SAFETY * (evidence.rounding + EPS * TAYLOR_STEPS * abs(slope))
+    rounding = SAFETY * (evidence.rounding + EPS * TAYLOR_STEPS * abs(slope)) + allowed * TAYLOR_STEPS
     order = 2.0
     if remainders[-1] > 10 * rounding[-1]:
         order = float(np.max(np.log(remainders[-3:-1] / remainders[-2:]) / np.log(TAYLOR_STEPS[0] / TAYLOR_STEPS[1])))
@@ -267,14 +269,14 @@ def _taylor(evidence: Evidence, number: int, slope: float, base: Finding) -> Fin
                    error=max(0.0, 2.0 - order), bound=2.0 - TAYLOR_ORDER)
 
 
-def _direction(evidence: Evidence, number: int, slope: float, base: Finding) -> Finding:
+def _direction(evidence: Evidence, number: int, slope: float, allowed: float, base: Finding) -> Finding:
     """Judges the slope along v by extrapolated differences, for elements that no difference was taken for."""
     h = TAYLOR_STEPS
     increments = evidence.increments[number]
     with np.errstate(invalid="ignore"):
         slopes = (16 * increments[1:] - increments[:-1]) / (12 * h[1:])  # what h contributes falls out, h squared stays
         changes = np.abs(np.diff(slopes))
-        bounds = DIFFERENCE_TOLERANCE * np.abs(slopes[1:]) + 2 * changes + SAFETY * evidence.rounding / h[2:]
+        bounds = allowed + DIFFERENCE_TOLERANCE * np.abs(slopes[1:]) + 2 * changes + SAFETY * evidence.rounding / h[2:]
     best = int(np.argmin(np.where(np.isfinite(bounds), bounds, np.inf)))
     error, bound = abs(slopes[1:][best] - slope), bounds[best]
     agrees = not np.isfinite(bound) or not np.isfinite(slope) or error <= bound
@@ -286,8 +288,8 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
     """Returns one finding per leaf against jax.vjp of the same forward, in float32."""
     if evidence.single is None:
         return []
-    (auto, noise), found = evidence.single, []
-    evidence = replace(evidence, point=evidence.point.astype(np.float32).astype(np.float64))
+    (auto, noise), found, narrow = evidence.single, [], evidence.point.astype(np.float32)
+    evidence = replace(evidence, point=narrow.astype(np.float64))
     inner = np.float32 if evidence.inner is None else _narrowest(np.float32, evidence.inner)
     overflows = not (np.isfinite(evidence.rounding) and np.all(np.isfinite(evidence.point.theta)))
     for number, leaf in enumerate(oracles.subject.leaves):
@@ -301,6 +303,8 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
         finding, off = _compare(base, leaf, "jax.vjp", got, np.where(finite, expected, got), bound, where, finite)
         if len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off):
             finding = replace(finding, verdict="KINK", hint=KINK_HINT)
+        elif len(off) and finding.error <= bound + SAFETY * oracles.inner_noise(narrow)[0][number]:
+            finding = replace(finding, verdict="NOISY", hint=_limit(inner))
         off = where[finite & ~(np.abs(got - expected) <= _tolerance(inner) * base.scale)]
         if finding.verdict == "OK" and len(off) and bound > base.scale > 0:
             bent = all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
