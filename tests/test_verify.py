@@ -843,18 +843,34 @@ naive = lambda z: 1 / (1 + np.exp(-z))
 naive_jax = lambda z: 1 / (1 + jnp.exp(-z))
 
 
-@pytest.mark.parametrize("z", [3.0, 7.0, 9.0, 12.0, 20.0, 30.0, 35.0])
+@pytest.mark.parametrize("z", [3.0, 7.0, 9.0, 12.0, 20.0, 30.0, 35.0, 36.0, 37.0, 40.0])
 def test_a_numpy_function_that_cancels_is_no_false_alarm(z):
     """1 - sigmoid(z) has few digits left: its logarithm is flat over small steps."""
     for seed in range(10):
         assert check_gradient(by_numpy(naive), naive, np.array([z]), seed=seed).verdict in SMOOTH
 
 
-@pytest.mark.parametrize("z", [7.0, 9.0, 15.0, 25.0])
+@pytest.mark.parametrize("z", [7.0, 9.0, 15.0, 25.0, 30.0, 35.0, 37.0, 40.0])
 def test_a_jax_function_that_cancels_is_no_false_alarm(z):
     for seed in range(4):
         value = lambda z: -jnp.log(1 - naive_jax(z)).sum()
         assert check_gradient(value, naive_jax, np.array([z]), seed=seed).verdict in SMOOTH
+
+
+def test_a_value_that_is_flat_everywhere_accuses_no_rule():
+    """The loss of a saturated softmax is zero wherever differences ask, its gradient is 1e-22."""
+    logits = lambda factor: numbers(4, 5) + factor * np.eye(4, 5)
+    for factor in (40.0, 50.0):
+        target = np.arange(4, dtype=np.int32)
+        report = check_layer(softmax_cross_entropy(), (logits(factor), target))
+        assert report.verdict == "NOISY"
+        assert "The value is flat or rough" in str(report)
+
+
+def test_a_gradient_in_float32_is_judged_as_such_along_a_direction():
+    fn, gradient = FLOAT32_INSIDE["gradient alone"]
+    for seed in range(20):
+        assert check_gradient(fn, gradient, numbers(7, seed=seed), seed=seed).verdict in SMOOTH
 
 
 def _logistic(rng):

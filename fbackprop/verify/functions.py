@@ -187,8 +187,9 @@ def _expect_a_function(called: _Called, value: Any) -> None:
         expect(a.shape == b.shape, "fn", "one shape at every call", f"{show(a)}, then {show(b)}")
         with np.errstate(invalid="ignore"):  # infinite twice
             difference = f"values that differ by {np.max(np.abs(a - b), initial=0.0):.3g}"
-        expect(_near(a, b), "fn", "the same value when called again at the same arguments", difference,
-               "It draws at random or remembers: give it a fixed key or seed")
+        same = "the same value when called again at the same arguments"
+        hint = "It draws at random or remembers: give it a fixed key or seed"
+        expect(_near(a, b), "fn", same, difference, hint)
 
 
 def _problem_of_tracing(traced: Callable, theta: Vector) -> str | None:

@@ -233,13 +233,14 @@ class Oracles:
                     "increments": (increments - values[0]).reshape(count, len(TAYLOR_STEPS))}, terms
 
     def widened(self, evidence: Evidence) -> Evidence:
-        """Returns the evidence with the rounding that shows in larger steps, or when every operation rounds otherwise.
+        """Returns the evidence with more rounding: what shows in larger steps, or inside.
 
         A value may be flat over small steps, and what saturates may be flat over any.
         """
         if self._last_widened is None or self._last_widened[0] is not evidence:
             noise, rounding = self._roughness(evidence.point, evidence.line, WIDER_STEPS)
-            inside, of_value = self._around(evidence.point) if self.subject.on_host else self.inner_noise(evidence.point)
+            measure = self._around if self.subject.on_host else self.inner_noise
+            inside, of_value = measure(evidence.point)
             rounding = max(evidence.rounding, rounding, of_value)
             measured = self._measured(evidence.point, evidence.v, evidence.coordinates, rounding)
             noise = np.max([evidence.noise, noise, inside], axis=0)
@@ -247,7 +248,7 @@ class Oracles:
         return self._last_widened[1]
 
     def inner_noise(self, point: Point) -> tuple[Array, float]:
-        """Returns how far jax's gradient per leaf, and the value, move when every operation inside rounds otherwise.
+        """Returns how far jax's gradient per leaf, and the value, move as operations round otherwise.
 
         A value that is not finite then has no digits.
         """
@@ -289,18 +290,23 @@ class Oracles:
         return self._narrowest[0]
 
     def _around(self, point: Point) -> tuple[Array, float]:
-        """Returns no noise, and the rounding of a NumPy function's value around: on one line it may happen not to show."""
+        """Returns no noise, and the rounding of a NumPy function's value around the point.
+
+        On one line it may happen not to show.
+        """
         rng, errors = np.random.default_rng(0), [0.0]
         for _ in range(LINES):
             line = self._line(point, rng)
             errors.append(self._roughness(point, line, LINE_STEPS + WIDER_STEPS[1:])[1])
-            errors.append(self._against_wider(replace(point, theta=point.theta + WIDER_STEPS[-1] * line)))
+            moved = replace(point, theta=point.theta + WIDER_STEPS[-1] * line)
+            errors.append(self._against_wider(moved))
         return np.zeros(len(self.subject.leaves)), max(errors)
 
     def _line(self, point: Point, rng: np.random.Generator) -> Array:
         """Returns a direction along which every element moves, large ones more."""
         size = point.theta.size
-        return rng.uniform(0.5, 1, size) * rng.choice([-1.0, 1.0], size) * np.maximum(1.0, np.abs(point.theta))
+        steps = rng.uniform(0.5, 1, size) * rng.choice([-1.0, 1.0], size)
+        return steps * np.maximum(1.0, np.abs(point.theta))
 
     def _against_wider(self, point: Point) -> float:
         """Returns the error of a NumPy function's value against its value in extended precision, if it has one."""

@@ -27,6 +27,8 @@ INFINITE_HINT = "The function is not finite here: nothing can be judged"
 UNJUDGED_HINT = "Neither jax.vjp nor the differences are finite at some elements: these are not judged"
 KINK_HINT = "The one-sided slopes differ: any value between them is a convention"
 BLIND = 1e-3  # a bound above this share of the leaf can judge nothing
+FAR = 1e-6  # an error, relative, that is no rounding where differences agree with jax.vjp
+CLOSE = 10.0  # an error in float32, in bounds, up to which rounding is measured once more
 TAYLOR_ORDER = 1.95
 SAFETY = 4.0  # rounding of a sum of many terms, in units of one rounding
 
@@ -152,16 +154,28 @@ def judge_uses(oracles: Oracles, evidence: Evidence, rule: Any, uses: Iterable[t
 
 def _excused(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, wrong: Finding, off: Any) -> Finding:
     """Returns the finding as it is, NOISY if more rounding shows in larger steps, or KINK where a kink explains it."""
-    evidence = oracles.widened(evidence)
-    again, _ = _judge_leaf(oracles, evidence, rule, number, leaf, wrong.layer)
-    if again.verdict != "WRONG":
-        return replace(again, verdict="NOISY", hint=ROUGH_HINT)
+    if not _certain(oracles, evidence, rule, number, leaf):
+        evidence = oracles.widened(evidence)
+        again, _ = _judge_leaf(oracles, evidence, rule, number, leaf, wrong.layer)
+        if again.verdict != "WRONG":
+            return replace(again, verdict="NOISY", hint=ROUGH_HINT)
     slope = float(rule[leaf.slice] @ evidence.v[leaf.slice])
     bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
     bent = all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number)
     if bent and not (len(off) > 1 and oracles.shared(evidence, rule, np.union1d(off, oracles.bending(evidence, leaf)), number)):
         return replace(wrong, verdict="KINK", hint=KINK_HINT)
     return wrong
+
+
+def _certain(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf) -> bool:
+    """Returns whether all oracles agree with each other and the rule is far from them."""
+    if evidence.auto is None:
+        return False
+    of_auto, _ = _judge_leaf(oracles, evidence, evidence.auto, number, leaf, "")
+    if of_auto.verdict != "OK":
+        return False
+    auto = evidence.auto[leaf.slice]
+    return _largest(rule[leaf.slice] - auto) > FAR * _largest(auto)
 
 
 def _judge_leaf(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, layer: str) -> tuple[Finding, Any]:
@@ -251,16 +265,18 @@ def _largest(values: Any) -> float:
     return float(np.max(np.abs(values[np.isfinite(values)]), initial=0.0))
 
 
-def _taylor(evidence: Evidence, number: int, slope: float, allowed: float, base: Finding) -> Finding:
+def _taylor(evidence: Evidence, number: int, slope: float, allowed: float,
+            base: Finding) -> Finding:
     """Judges that the Taylor remainder falls as the square of the step, or is rounding at the end.
 
     A wrong slope leaves an error of first order, far above rounding at every step. A network of many kinks has no clean order
-    at the larger steps, where some are crossed; at the smallest its remainder is rounding. A slope of float32 is off by what is
-    `allowed`.
+    at the larger steps, where some are crossed; at the smallest its remainder is rounding.
+    A slope of float32 is off by what is `allowed`.
     """
     with np.errstate(invalid="ignore"):
         remainders = np.abs(evidence.increments[number] - TAYLOR_STEPS * slope)
-    rounding = SAFETY * (evidence.rounding + EPS * TAYLOR_STEPS * abs(slope)) + allowed * TAYLOR_STEPS
+    rounding = SAFETY * (evidence.rounding + EPS * TAYLOR_STEPS * abs(slope))
+    rounding += allowed * TAYLOR_STEPS
     order = 2.0
     if remainders[-1] > 10 * rounding[-1]:
         order = float(np.max(np.log(remainders[-3:-1] / remainders[-2:]) / np.log(TAYLOR_STEPS[0] / TAYLOR_STEPS[1])))
@@ -269,14 +285,16 @@ def _taylor(evidence: Evidence, number: int, slope: float, allowed: float, base:
                    error=max(0.0, 2.0 - order), bound=2.0 - TAYLOR_ORDER)
 
 
-def _direction(evidence: Evidence, number: int, slope: float, allowed: float, base: Finding) -> Finding:
+def _direction(evidence: Evidence, number: int, slope: float, allowed: float,
+               base: Finding) -> Finding:
     """Judges the slope along v by extrapolated differences, for elements that no difference was taken for."""
     h = TAYLOR_STEPS
     increments = evidence.increments[number]
     with np.errstate(invalid="ignore"):
         slopes = (16 * increments[1:] - increments[:-1]) / (12 * h[1:])  # what h contributes falls out, h squared stays
         changes = np.abs(np.diff(slopes))
-        bounds = allowed + DIFFERENCE_TOLERANCE * np.abs(slopes[1:]) + 2 * changes + SAFETY * evidence.rounding / h[2:]
+        rounding = SAFETY * evidence.rounding / h[2:]
+        bounds = allowed + DIFFERENCE_TOLERANCE * np.abs(slopes[1:]) + 2 * changes + rounding
     best = int(np.argmin(np.where(np.isfinite(bounds), bounds, np.inf)))
     error, bound = abs(slopes[1:][best] - slope), bounds[best]
     agrees = not np.isfinite(bound) or not np.isfinite(slope) or error <= bound
@@ -303,7 +321,8 @@ def judge_single(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) ->
         finding, off = _compare(base, leaf, "jax.vjp", got, np.where(finite, expected, got), bound, where, finite)
         if len(off) and all(oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off):
             finding = replace(finding, verdict="KINK", hint=KINK_HINT)
-        elif len(off) and finding.error <= bound + SAFETY * oracles.inner_noise(narrow)[0][number]:
+        elif len(off) and finding.error <= CLOSE * bound and (
+                finding.error <= bound + SAFETY * oracles.inner_noise(narrow)[0][number]):
             finding = replace(finding, verdict="NOISY", hint=_limit(inner))
         off = where[finite & ~(np.abs(got - expected) <= _tolerance(inner) * base.scale)]
         if finding.verdict == "OK" and len(off) and bound > base.scale > 0:
