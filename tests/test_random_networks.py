@@ -47,7 +47,7 @@ def test_three_thousand_draws(part):
 
 
 def test_a_tenth_of_them():
-    right, off = _draws(range(200, 210), 7, host=13, traced=1, part=4)
+    right, off = _draws(range(200, 210), 8, host=13, traced=1, part=4)
     assert right.total() >= 300
     assert right["NOISY"] <= 0.05 * right.total(), right
     assert off["WRONG"] >= 0.98 * off.total(), off
