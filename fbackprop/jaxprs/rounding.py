@@ -19,68 +19,18 @@ from jax.extend import core
 
 from .walk import scan_counts
 
-CALLS = (
-    "jit",
-    "pjit",
-    "closed_call",
-    "core_call",
-    "checkpoint",
-    "remat",
-    "remat2",
-    "custom_jvp_call",
-    "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-)
-ROUNDED = frozenset(
-    (
-        "add",
-        "add_any",
-        "sub",
-        "mul",
-        "div",
-        "square",
-        "sqrt",
-        "rsqrt",
-        "cbrt",
-        "pow",
-        "integer_pow",
-        "exp",
-        "exp2",
-        "expm1",
-        "log",
-        "log1p",
-        "logistic",
-        "tanh",
-        "sin",
-        "cos",
-        "tan",
-        "asin",
-        "acos",
-        "atan",
-        "atan2",
-        "sinh",
-        "cosh",
-        "asinh",
-        "acosh",
-        "atanh",
-        "erf",
-        "erfc",
-        "erf_inv",
-        "lgamma",
-        "digamma",
-        "dot_general",
-        "conv_general_dilated",
-        "reduce_sum",
-        "reduce_prod",
-        "cumsum",
-        "cumprod",
-        "cumlogsumexp",
-        "reduce_window_sum",
-        "scatter-add",
-        "scatter-mul",
-        "convert_element_type",
-    )
-)
+CALLS = frozenset((
+    "jit", "pjit", "closed_call", "core_call", "checkpoint", "remat", "remat2",
+    "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr",
+))
+ROUNDED = frozenset((
+    "add", "add_any", "sub", "mul", "div", "square", "sqrt", "rsqrt", "cbrt", "pow",
+    "integer_pow", "exp", "exp2", "expm1", "log", "log1p", "logistic", "tanh", "sin", "cos",
+    "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "erf",
+    "erfc", "erf_inv", "lgamma", "digamma", "dot_general", "conv_general_dilated", "reduce_sum",
+    "reduce_prod", "cumsum", "cumprod", "cumlogsumexp", "reduce_window_sum", "scatter-add",
+    "scatter-mul", "convert_element_type",
+))
 ODD = 0x9E3779B97F4A7C15  # the golden ratio: multiples of it are spread over the 64 bits
 
 
