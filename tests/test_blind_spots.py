@@ -58,6 +58,9 @@ def _refuse(size, batched, x):
 
 UNSEEN = {
     "a rule that remembers": (_remembering(), X),
+    "a batch of one of a loss, or of unlike leaves": (Layer(
+        "total()", lambda key, x: (), lambda p, x: (jnp.sum(jnp.sin(x)), x),
+        lambda p, x, dy: ((), dy * jnp.cos(x) * (1 + (len(x) == 1)))), X),
     "a use that the rule refuses": (wrong_backward(tanh(), lambda p, y, dy, dp, dx: (dp, _refusing(dx))), X),
     "a wrong forward": (_fake_tanh(), X),
     "values never drawn": (wrong_backward(tanh(), lambda p, y, dy, dp, dx: (dp, jnp.where(jnp.abs(y) > 0.999999, 7.0, dx))), X),

@@ -40,6 +40,17 @@ def scan_counts(params: Any) -> tuple[int, int]:
     return constants, carries
 
 
+def primitives(fn: Callable, *args: Any) -> set[str]:
+    """Returns the names of the operations of `fn`, at any depth."""
+    def names(jaxpr: Any) -> Iterator[str]:
+        for eqn in jaxpr.eqns:
+            yield eqn.primitive.name
+            for inner in _bodies(eqn):
+                yield from names(inner)
+
+    return set(names(jax.make_jaxpr(fn)(*args).jaxpr))
+
+
 def by_autodiff(fn: Callable, *args: Any) -> bool:
     """Returns whether a part of `fn` was made by jax.vjp or jax.grad: JAX names the equations that it transposes."""
     def transposed(jaxpr: Any) -> bool:

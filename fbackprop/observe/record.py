@@ -15,7 +15,6 @@ from jax import tree_util
 
 from ..checks import expect
 from ..compose import objective
-from ..dtypes import is_floating
 from ..gradients import value_and_grad
 from ..layer import Layer, wrapper
 from ..params import Next, State, Tree, Wrapped, graft, named_leaves, paths
@@ -98,8 +97,8 @@ def without_records(layer: Layer, params: Tree, x: Tree) -> Tree:
 
 
 def _in_dtypes_of(params: Tree, spec: Tree) -> Tree:
-    """Returns `spec` with the floating dtypes of `params`, leaf by leaf: under x64 another init may choose others."""
-    given = {path: jnp.result_type(leaf) for path, leaf in paths(params).items() if is_floating(leaf)}
+    """Returns `spec` with the dtypes of `params`, leaf by leaf: under x64 another init may choose others."""
+    given = {path: leaf.dtype for path, leaf in paths(params).items() if hasattr(leaf, "dtype")}
     leaves, treedef = jax.tree.flatten(spec)
     kept = [jax.ShapeDtypeStruct(leaf.shape, given.get(path, leaf.dtype)) for path, leaf in zip(paths(spec), leaves)]
     return jax.tree.unflatten(treedef, kept)

@@ -9,12 +9,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from ..checks import expect
 from ..compose import objective
-from ..dtypes import is_floating
+from ..dtypes import canonical, is_floating
 from ..jaxprs.walk import by_autodiff
 from ..layer import Layer
 from ..params import Tree, is_carried, merge, split
@@ -41,8 +42,8 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
     """
     rng = stream(seed)
     with jax.enable_x64(True):
-        x = cast(draw(x, rng), np.float64)
-        params = draw_params(layer, x, rng) if params is None else cast(params, np.float64)
+        x = cast(canonical(draw(x, rng)), np.float64)  # no array of the user's can be changed in place
+        params = draw_params(layer, x, rng) if params is None else cast(canonical(params), np.float64)
         report = _judged(layer, x, params, rng, dtypes, hints and not layer.parts)
         if report.verdict == "WRONG" and layer.parts:
             check = lambda part, x, params: _judged(part, x, params, stream(seed), DTYPES[:1], hints)
@@ -63,17 +64,14 @@ def _judged(layer: Layer, x: Any, params: Tree, rng: np.random.Generator, dtypes
 
 def _judged_at_one(layer: Layer, x: Any, params: Tree, rng: np.random.Generator) -> Report:
     """Returns what is WRONG with a batch of one; nothing where the layer is made for the batch that it was given."""
-    first = batch_of_one(x)
-    if first is None:
-        return Report(())
     with suppress(Exception):
-        spec = lambda x: jax.eval_shape(lambda params, x: layer.forward(params, x)[0], params, x)
-        shapes = [(a.shape, b.shape) for a, b in zip(jax.tree.leaves(spec(x)), jax.tree.leaves(spec(first)), strict=True)]
-        smaller = all(not whole or one == (1, *whole[1:]) for whole, one in shapes)
+        first = batch_of_one(layer, *jax.tree.map(jnp.asarray, (params, x)))
+        if first is None:
+            return Report(())
         subject, theta, fixed = layer_subject(layer, params, first)
         point = Point.drawn(subject, theta, fixed, rng)
         at = (point.theta, point.fixed, point.dy)
-        if smaller and not quick_jit(partial(agrees_with_jax, subject))(*at):
+        if not quick_jit(partial(agrees_with_jax, subject))(*at):
             report = check_point(Oracles(subject), point, rng, DTYPES[:1])
             name = f"{layer.name} at a batch of one"
             return Report(tuple(replace(finding, layer=name) for finding in report.findings if finding.verdict == "WRONG"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -41,9 +42,9 @@ def culprits(net: Layer, params: Tree, x: Any, check: Callable[[Layer, Any, Tree
     """
     try:
         given = steps(net, params, x)
-    except TypeError:  # a combinator with a rule of its own shows no parts
+        suspect = _suspects(given)
+    except Exception:  # a combinator with a rule of its own, or one that reads what its part keeps, shows no parts
         return None
-    suspect = _suspects(given)
     first = [step for step, is_suspect in zip(given, suspect) if is_suspect]
     others = [step for step, is_suspect in zip(given, suspect) if not is_suspect]
     return _blamed(first, check) or _blamed(others, check)
@@ -55,7 +56,9 @@ def _blamed(given: Sequence[Step], check: Callable[[Layer, Any, Tree], Report]) 
         below = f"{path}/" if path else ""
         if path in found or any(other.startswith(below) for other in found):
             continue
-        wrong = [finding for finding in check(layer, x, params).findings if finding.verdict == "WRONG"]
+        wrong = []
+        with suppress(Exception):  # a part that runs only inside its whole cannot be judged by itself
+            wrong = [finding for finding in check(layer, x, params).findings if finding.verdict == "WRONG"]
         if wrong:
             found[path] = tuple(replace(finding, layer=f"{path} {finding.layer}".strip()) for finding in wrong)
     return Report(sum(found.values(), ())) if found else None

@@ -368,30 +368,35 @@ class Oracles:
         slack = 1e-3 * (high - low)
         return bool(bent and low - slack <= got <= high + slack)
 
-    def bending(self, evidence: Evidence, leaf: Leaf) -> Array:
-        """Returns the elements of a leaf whose one-sided slopes differ: the ties, and other kinks."""
+    def bending(self, evidence: Evidence, leaf: Leaf) -> tuple[Array, Array]:
+        """Returns the elements of a leaf whose one-sided slopes differ, and the sign of the move along the steeper slope.
+
+        They are the ties, and other kinks. In a tie of absolute values the signs are those of the elements.
+        """
         h, base = KINK_STEPS[0], evidence.point
-        elements, found = np.arange(leaf.start, min(leaf.stop, leaf.start + TIED)), [np.zeros(0, int)]
+        elements, found, signs = np.arange(leaf.start, min(leaf.stop, leaf.start + TIED)), [np.zeros(0, int)], [np.zeros(0)]
         for chunk in np.split(elements, np.arange(0, len(elements), (self.length - 1) // 2)[1:]):
             moves = np.zeros(1 + 2 * len(chunk), MOVE)
             moves["index"][1:], moves["by"][1:] = np.tile(chunk, 2), np.repeat([h, -h], len(chunk))
             values, _ = self.values(base, evidence.v, moves)
             right, left = np.split((values[1:] - values[0]) / moves["by"][1:], 2)
             size = np.maximum(np.abs(right), np.abs(left))
-            found.append(chunk[np.abs(right - left) > 1e-3 * size + 100 * evidence.rounding / h])
-        return np.concatenate(found)
+            bent = np.abs(right - left) > 1e-3 * size + 100 * evidence.rounding / h
+            found.append(chunk[bent])
+            signs.append(np.where(np.abs(right) >= np.abs(left), 1.0, -1.0)[bent])
+        return np.concatenate(found), np.concatenate(signs)
 
-    def shared(self, evidence: Evidence, rule: Array, elements: Array, leaf: int) -> bool:
+    def shared(self, evidence: Evidence, rule: Array, elements: Array, signs: Array, leaf: int) -> bool:
         """Returns whether a tie is not shared out.
 
-        The elements moved together then do not bend, and the rule's slope along them is another.
+        The elements moved together, each along its sign, then do not bend, and the rule's slope along them is another.
 
         At a tie each winner bends by itself; what they get together is no convention.
         """
         together = np.zeros_like(evidence.v)
-        together[elements] = 1.0
+        together[elements] = signs
         right, left, bent = self._slopes(evidence, together, None, leaf)
-        got, size = float(np.sum(rule[elements])), float(np.max(np.abs([*right, *left])))
+        got, size = float(signs @ rule[elements]), float(np.max(np.abs([*right, *left])))
         near = 1e-3 * size + 100 * evidence.rounding / KINK_STEPS[0]
         return not bent and bool(abs(right[0] - left[0]) <= near < abs(got - (right[0] + left[0]) / 2))
 

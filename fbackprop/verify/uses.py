@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..jaxprs.walk import primitives
+from ..layer import Layer
+from ..params import Tree
 from .oracles import Oracles, Point, quick_jit
 from .subject import Subject, WrongStructure
 
@@ -21,6 +24,8 @@ FACTORS = (-1024.0, 2.0**-10)  # of dy: a power of two rounds nothing
 TRACES = 3  # more of them
 ADDRESS = re.compile("0x[0-9a-f]+")
 
+INDEXED = ("gather", "scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max", "dynamic_slice",
+           "dynamic_update_slice")
 ALIKE = 1e-10  # of a leaf's largest element: a rule this near to jax.vjp needs no other oracle
 
 Array = Any
@@ -40,13 +45,24 @@ def agrees_with_jax(subject: Subject, theta: Array, fixed: Any, dy: Array) -> An
         jnp.all(errors[leaf.slice] <= ALIKE * jnp.max(sizes[leaf.slice])) for leaf in subject.leaves]))
 
 
-def batch_of_one(x: Any) -> Any:
-    """Returns the first example of x as a batch; None where x is no batch of several."""
-    leaves = jax.tree.leaves(x)
-    sizes = {np.shape(leaf)[:1] for leaf in leaves}
+def batch_of_one(layer: Layer, params: Tree, x: Any) -> Any:
+    """Returns the first example of x as a batch; None unless the layer treats every example by itself.
+
+    Then the first row of y stays what it was. A layer with an index inside is left out: an index that is out of range
+    at a batch of one gives a number, not an error.
+    """
+    sizes = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(x)}
     if len(sizes) != 1 or sizes & {(), (0,), (1,)}:
         return None
-    return jax.tree.map(lambda leaf: leaf[:1], x)
+    first = jax.tree.map(lambda leaf: leaf[:1], x)
+
+    forward = lambda x: layer.forward(params, x)[0]
+    if any(name in INDEXED for name in primitives(forward, first)):
+        return None
+    pairs = zip(jax.tree.leaves(forward(x)), jax.tree.leaves(forward(first)), strict=True)
+    alike = all(one.shape == (1, *whole.shape[1:]) and jnp.allclose(one[0], whole[0], rtol=1e-9, atol=0)
+                for whole, one in pairs)
+    return first if alike else None
 
 
 def uses(oracles: Oracles, point: Point, narrow: bool) -> Iterator[tuple[str, Array]]:
@@ -57,7 +73,9 @@ def uses(oracles: Oracles, point: Point, narrow: bool) -> Iterator[tuple[str, Ar
     """
     rule, at = oracles.subject.rule, (point.theta, point.fixed, point.dy)
     for factor in FACTORS if not narrow else (-1.0,):
-        yield f"dy times {factor:g}", oracles.rule(Point(*at[:2], factor * point.dy)) / factor
+        got = oracles.rule(Point(*at[:2], factor * point.dy)) / factor
+        if np.all(np.isfinite(got)):  # else the factor itself overflows
+            yield f"dy times {factor:g}", got
     if oracles.large:
         return
     for use, gradient in (("without jit", _eagerly), ("under vmap", _under_vmap), ("traced again", _traced_again)):
@@ -68,7 +86,7 @@ def uses(oracles: Oracles, point: Point, narrow: bool) -> Iterator[tuple[str, Ar
 
 
 def _eagerly(rule: Callable, theta: Array, fixed: Any, dy: Array) -> Array:
-    return rule(jnp.asarray(theta), fixed, jnp.asarray(dy))
+    return rule(*jax.tree.map(jnp.asarray, (theta, fixed, dy)))  # arrays of NumPy could be changed in place
 
 
 def _under_vmap(rule: Callable, theta: Array, fixed: Any, dy: Array) -> Array:

@@ -26,6 +26,7 @@ ROUGH_HINT = "The value is flat or rough over small steps: rounding hides what t
 INFINITE_HINT = "The function is not finite here: nothing can be judged"
 UNJUDGED_HINT = "Neither jax.vjp nor the differences are finite at some elements: these are not judged"
 KINK_HINT = "The one-sided slopes differ: any value between them is a convention"
+USED_OTHERWISE = {False: 1e-9, True: 1e-6}  # relative, of the same rule; larger where jax measured no rounding of it
 BLIND = 1e-3  # a bound above this share of the leaf can judge nothing
 FAR = 1e-6  # an error, relative, that is no rounding where differences agree with jax.vjp
 CLOSE = 10.0  # an error in float32, in bounds, up to which rounding is measured once more
@@ -140,7 +141,7 @@ def judge(oracles: Oracles, evidence: Evidence, rule: Any, layer: str) -> list[F
 def judge_uses(oracles: Oracles, evidence: Evidence, rule: Any, uses: Iterable[tuple[str, Any]], layer: str) -> list[Finding]:
     """Returns a WRONG finding for every leaf that the same rule gives otherwise in one of its uses, in float64."""
     found = []
-    tolerance = _tolerance(_narrowest(rule.dtype, evidence.inner))
+    tolerance = max(USED_OTHERWISE[evidence.auto is None], _tolerance(_narrowest(rule.dtype, evidence.inner)))
     for use, got in uses:
         for number, leaf in enumerate(oracles.subject.leaves):
             expected, where = rule[leaf.slice].astype(np.float64), np.arange(leaf.start, leaf.stop)
@@ -162,9 +163,21 @@ def _excused(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf:
     slope = float(rule[leaf.slice] @ evidence.v[leaf.slice])
     bends = (oracles.bends(evidence, float(rule[i]), element=int(i)) for i in off)
     bent = all(bends) if len(off) else oracles.bends(evidence, slope, leaf=number)
-    if bent and not (len(off) > 1 and oracles.shared(evidence, rule, np.union1d(off, oracles.bending(evidence, leaf)), number)):
+    if bent and not (len(off) > 1 and _ties_broken(oracles, evidence, rule, number, leaf, off)):
         return replace(wrong, verdict="KINK", hint=KINK_HINT)
     return wrong
+
+
+def _ties_broken(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf, off: Any) -> bool:
+    """Returns whether the rule shares no tie out: among the elements jax differs at, or among all that bend."""
+    bending, direction = oracles.bending(evidence, leaf)
+    groups = [np.union1d(off, bending)]
+    if evidence.auto is not None:
+        error = np.abs(rule[leaf.slice] - evidence.auto[leaf.slice])
+        groups.append(leaf.start + np.flatnonzero(error > DIFFERENCE_TOLERANCE * _largest(evidence.auto[leaf.slice])))
+    signs = np.ones_like(evidence.v)
+    signs[bending] = direction
+    return any(len(group) > 1 and oracles.shared(evidence, rule, group, signs[group], number) for group in groups)
 
 
 def _certain(oracles: Oracles, evidence: Evidence, rule: Any, number: int, leaf: Leaf) -> bool:
