@@ -1,6 +1,7 @@
 """The checker: first with wrong rules, which it has to call WRONG, then with right ones, which it may not."""
 
 import json
+import re
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -1296,6 +1297,16 @@ def test_a_real_network_on_real_digits_is_no_false_alarm():
     picked = np.random.default_rng(0).permutation(5000)[:32]
     x, params = images[picked] / 255.0, net.init(jax.random.key(0), jnp.zeros((32, 28, 28)))
     assert check_network(net, softmax_cross_entropy(), params, (x, labels[picked]), dtypes=("float64",)).verdict == "OK"
+
+
+@pytest.mark.parametrize(("layer", "x", "words"), [
+    (dense, X, "layer: expected a Layer, got dense"), (jnp.sin, X, "layer: expected a Layer"),
+    (relu(), (3, 5), "x: expected arrays, or specs of them, got (3, 5). For a shape alone write jax.ShapeDtypeStruct"),
+    (relu(), "abc", "x: expected arrays, or specs of them, got 'abc'")])
+def test_what_is_no_layer_or_no_array(layer, x, words):
+    with pytest.raises(TypeError, match=re.escape(words)) as caught:
+        check_layer(layer, x)
+    assert "\n" not in str(caught.value)
 
 
 # ---- assert_rule

@@ -40,6 +40,7 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
     x: arrays, or ShapeDtypeStructs, then normal numbers (zeros where integer) are drawn. params: the layer's own by default,
     their trainable leaves replaced by normal numbers, for a bias of zeros hides mistakes. hints: name the nearest mistake.
     """
+    _expect_input(layer, x)
     rng = stream(seed)
     with jax.enable_x64(True):
         x = cast(canonical(draw(x, rng)), np.float64)  # no array of the user's can be changed in place
@@ -50,6 +51,18 @@ def check_layer(layer: Layer, x: Any, params: Tree | None = None, *, seed: int =
             blamed = culprits(layer, params, x, check)
             report = blamed or _hinted(report, layer, params, x, rng, hints)
     return report
+
+
+def _expect_input(layer: Any, x: Any) -> None:
+    """Raises TypeError for no Layer, and for an x that is a shape or holds words."""
+    expect(isinstance(layer, Layer), "check_layer layer", "a Layer", getattr(layer, "__name__", repr(layer)),
+           "Write check_layer(dense(3), x); check_gradient takes functions", TypeError)
+    leaves = jax.tree.leaves(x)
+    shape = bool(leaves) and all(type(leaf) is int for leaf in leaves)
+    expect(not shape, "check_layer x", "arrays, or specs of them", repr(x),
+           "For a shape alone write jax.ShapeDtypeStruct((3, 5), float)", TypeError)
+    words = [leaf for leaf in leaves if not (hasattr(leaf, "dtype") or isinstance(leaf, (int, float)))]
+    expect(not words, "check_layer x", "arrays, or specs of them", repr(x), error=TypeError)
 
 
 def _judged(layer: Layer, x: Any, params: Tree, rng: np.random.Generator, dtypes: Sequence[str], hints: bool) -> Report:
