@@ -110,7 +110,7 @@ def _error(got: Any, right: Any, noise: float, tol: float) -> float:
         apart = np.abs(got - right)
     error = float(np.max(apart, where=judged, initial=0.0))
     allowed = float(np.max(np.abs(right), where=judged, initial=0.0)) + SAFETY * noise / tol
-    relative = error / allowed if error else 0.0
+    relative = error / allowed if allowed else np.inf if error else 0.0
     return relative if relative > tol or np.all(judged) else np.nan
 
 
