@@ -112,7 +112,7 @@ def test_memory_runs_out(tmp_path, cache, calm):
     said = [line for line in done.stderr.splitlines() if "memory ran out" in line]
     assert len(said) == 1, done.stderr
     assert "Traceback" not in done.stderr
-    for word in ("--batch-size", "--accumulate 2", "checkpoint("):
+    for word in ("smaller batches", "--accumulate 2", "checkpoint("):
         assert word in said[0]
     assert runs.newest_good(tmp_path / "run") == (calm - 1 if calm else -1)
     runs.report("memory exhausted", 1, said=said[0][:90])
