@@ -84,7 +84,8 @@ def enough_memory(step: Callable[[], int], config: TrainConfig) -> Iterator[None
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        of_memory = any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Out of memory"))
+        if not isinstance(error, MemoryError) and not of_memory:
             raise
         said, parts = (str(error) or "MemoryError").splitlines()[0], 2 * config.accumulate
         smaller = "smaller batches" if config.batch_size is None else "a smaller `batch_size`"
