@@ -6,7 +6,7 @@ Expected  keeping every 5th layer, a net at least 2 times as deep fits in the sa
 Time      about 40 s on two cores; --quick 5 s
 
 The net is n layers of layer norm, tanh and a dense layer in one scan. `checkpoint` around k of them keeps what goes into the k
-and makes the rest again in the backward. A segment ends in a dense layer, whose product no rule needs: it is not made again, so
+and makes the rest again in the backward. A segment ends in a dense layer, whose product no rule needs: it is not recomputed, so
 of k products k - 1 run a second time, and a step costs (k - 1) / 3 k more than its three products a layer. Memory is XLA's
 temporary bytes of the compiled loss and gradients, which is exact; weights and gradients come on top of it, in both nets alike.
 """

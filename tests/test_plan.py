@@ -142,7 +142,7 @@ def test_tiles_are_chosen(work, path, setting):
 
 @pytest.mark.parametrize(("share", "again"), [(0.7, False), (0.6, True)])
 def test_tiles_are_halved_while_that_costs_less_than_a_layer_made_again(share, again):
-    """Of chunks of 256, 128, 64 tokens and 128 with a hidden layer made again the times were 6.7, 7.2, 8.0 and 7.4 ms."""
+    """Of chunks of 256, 128, 64 tokens and 128 with a hidden layer recomputed the times were 6.7, 7.2, 8.0 and 7.4 ms."""
     net, loss, batch = WORDS
     params = jax.eval_shape(net.init, jax.random.key(0), batch)
     found = plan(net, loss, batch, share * temp_bytes(net, loss, params, batch))

@@ -143,7 +143,7 @@ def test_gradients_are_as_near_float32_s_as_those_of_jax(name, dtype):
 
 
 def test_the_policy_of_float32_changes_only_the_order_of_a_cells_sums():
-    """A cell between casts has another backward, so its weights' gradients come from all steps' cotangents made again."""
+    """A cell between casts has another backward, so its weights' gradients come from all steps' cotangents recomputed."""
     for got, wanted in zip(jax.tree.leaves(gradients("lstm", "float32")), jax.tree.leaves(gradients("lstm")), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * np.max(np.abs(wanted)))
 

@@ -53,4 +53,4 @@ def test_what_a_checkpoint_makes_again_is_not_kept():
     params = jax.eval_shape(net.init, jax.random.key(0), X)
     first, norm, last, _ = summarize(net, cross_entropy(), params, (X, LABELS))
     assert (first.kept_bytes, norm.kept_bytes, last.kept_bytes) == (4 * 8 * 4, 4 * 8 * 4, 0)
-    assert (norm.keeps, last.keeps) == ("x", "nothing: made again")
+    assert (norm.keeps, last.keeps) == ("x", "nothing: recomputed")

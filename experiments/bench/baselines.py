@@ -201,7 +201,7 @@ def layer_norm(p: Tree, x: jax.Array, eps: float = 1e-5) -> jax.Array:
 
 def gpt(trained: Tree, carried: Tree, batch: Any, heads: int, dtype: Any = jnp.float32, wrap: Callable = plainly,
         scan: bool = False, chunks: int = 1, implementation: Any = None) -> tuple[jax.Array, Tree]:
-    """wrap: a block; scan: over stacked blocks; chunks: of tokens, whose logits are made again; implementation: attention's."""
+    """wrap: a block; scan: over stacked blocks; chunks: of tokens, whose logits are recomputed; implementation: attention's."""
     def block(x: jax.Array, p: Tree) -> tuple[jax.Array, None]:
         b, t, d = x.shape
         qkv = affine(p["qkv"], layer_norm(p["norm1"], x)).reshape(b, t, 3, heads, d // heads)

@@ -8,7 +8,7 @@ Forward   s = q k^T / sqrt(C), -inf where the mask or `causal` forbids; p = soft
           shares one key/value head. A query that may attend to nothing: y = 0
 Backward  dv = p^T dy; dp = dy v^T; ds = p (dp - rowsum(dy y)) / sqrt(C); dq = ds k; dk = ds^T q; dk and dv summed over the
           group. A query that may attend to nothing gives and gets zero
-Keeps     x, the log-sum-exp of every row of s (T H numbers) and y: p is made again from the first two, never kept. y makes the
+Keeps     x, the log-sum-exp of every row of s (T H numbers) and y: p is recomputed from the first two, never kept. y makes the
           rank-one term rowsum(dy y) = rowsum(p dp) known before the first block; it is usually the next dense's input,
           stored anyway
 At kinks  none: the maximum that is subtracted cancels

@@ -4,7 +4,7 @@ Shapes    those of the layer
 Dtypes    those of the layer
 Units     none
 Forward   y = f(params, x)
-Backward  checkpoint: f's, on residuals made again from x; frozen: dx alone; tied: the target's cotangent is added to the
+Backward  checkpoint: f's, on residuals recomputed from x; frozen: dx alone; tied: the target's cotangent is added to the
           source's, for one weight used twice
 Keeps     checkpoint: x alone; the others what f keeps
 At kinks  those of the layer
@@ -32,7 +32,7 @@ BARRIERS_FALL = jax.__version_info__ < (0, 11)  # later ones keep them on a CPU,
 
 @by_name()
 def checkpoint(layer: Layer) -> Layer:
-    """Keeps only x and runs the forward again in the backward; residuals no rule reads are not made again."""
+    """Keeps only x and runs the forward again in the backward; residuals no rule reads are not recomputed."""
 
     def forward(params: Tree, x: Any) -> tuple[Any, Any]:
         return layer.forward(params, x)[0], x

@@ -9,7 +9,7 @@ Forward   l = -sum over V of t log p, with t the target, one-hot or probabilitie
           0 in ignored rows
 Backward  dlogits = (p sum(t) - t) u / W, W = sum u k; dtarget = -(1 - a) c log p u / W for probabilities;
           du = (l - value k) / W: a weight changes the divisor too; times dvalue. W = 0: value and cotangents are 0
-Keeps     logits, target, weights and two numbers a row, max and log-sum-exp beyond it: p is made again from them
+Keeps     logits, target, weights and two numbers a row, max and log-sum-exp beyond it: p is recomputed from them
 At kinks  none
 Raises    TypeError: no pair or triple, a target that is no array; ValueError: shapes, dtypes, an empty mean, ignore_index with
           probabilities. A class number outside 0..V-1 that is not ignore_index gives NaN, in the value and in its row of the

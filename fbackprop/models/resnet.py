@@ -43,7 +43,7 @@ def _conv_norm(channels: int, kernel: int = 3, stride: int = 1) -> Layer:
 
 def _block(channels: int, stride: int, projected: bool) -> Layer:
     first, second = (conv2d(channels, 3, stride=step, bias=False) for step in (stride, 1))
-    # the first norm and relu are made again from the first convolution's output: two cheap layers, one array less to keep
+    # the first norm and relu are recomputed from the first convolution's output: two cheap layers, one array less to keep
     main = scheduled(chain(first, batch_norm(), relu(), second, batch_norm()), (1, (3,), 1))
     both = chain(fan_out(main, _conv_norm(channels, 1, stride)), add()) if projected else skip(main)
     return chain(both, relu())

@@ -87,7 +87,7 @@ class _Seen:
             earlier = [leaf for i, kept in enumerate(self.kept) if i not in below for leaf in kept]
             own = [leaf for leaf in leaves if not _among(leaf, earlier)]
             for i in below:
-                self.rows[i].keeps, self.rows[i].kept_bytes, self.kept[i] = "nothing: made again", 0, []
+                self.rows[i].keeps, self.rows[i].kept_bytes, self.kept[i] = "nothing: recomputed", 0, []
             first = self.rows[below[0]]
             first.keeps, first.kept_bytes, self.kept[below[0]] = "x" if own else "x (shared)", _bytes(own), own
             return

@@ -7,7 +7,7 @@ Forward   carry, y_t = over's cell(carry, before(x_t)), step after step
 Backward  the same in reverse, a segment at a time: over its steps the cotangents of carry and of before's y, then for all
           of them together those of x and of the weights, which are added up
 Keeps     x and, with remake="nothing", what the cell keeps, T times; with "gates" of every step's carry what the cell's product
-          reads: no step waits for another's then, so what the cell keeps is made again by one large product; with "carries"
+          reads: no step waits for another's then, so what the cell keeps is recomputed by one large product; with "carries"
           nothing of a step. With both the carry before every segment
 At kinks  those of the layers
 Raises    ValueError: what the layers raise, a remake that is none of the three
@@ -198,5 +198,5 @@ def _take(a: jax.Array, i: jax.Array, axis: int = 0) -> jax.Array:
 def segments(size: int, remake: Remake) -> list[dict[str, Any]]:
     """Settings that need less than segments of `size`: those that keep less, and of those shorter ones."""
     sizes = [size, *halves(size, 2)]
-    thriftier = REMAKE[REMAKE.index(remake):]
-    return [{"segment": n, "remake": kind} for kind in thriftier for n in (sizes[:1] if kind == "nothing" else sizes)][1:]
+    cheaper = REMAKE[REMAKE.index(remake):]
+    return [{"segment": n, "remake": kind} for kind in cheaper for n in (sizes[:1] if kind == "nothing" else sizes)][1:]
